@@ -1,0 +1,125 @@
+"""The command line: help, subcommands, and how errors end. Imports nothing heavy until it must."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+from ftcore.errors import Interrupted, TrainingError, UserError, nearest
+
+__all__ = ["main"]
+
+HELP = """\
+ftcore: fine-tune language models with techniques that combine.
+
+usage: ftcore [key=value ...]            train; with no argument, the built-in demo
+       ftcore -m key=a,b [key=value ...] train once for each combination
+       ftcore COMMAND [ARGUMENTS]
+
+examples:
+  ftcore
+  ftcore data=files data.train=train.jsonl data.validation=dev.jsonl train.epochs=8
+  ftcore model=pretrained model.path=FacebookAI/roberta-base optim.lr=2e-5 seed=1
+  ftcore trainer=ddp trainer.devices=2 train.precision=bf16
+
+commands:
+{commands}
+
+choices (write GROUP=NAME; plugins with a plus, '+plugin=[a,b]' for several):
+{groups}
+
+settings (every key and its value: ftcore --cfg job):
+  train.batch_size          rows per optimiser step over all ranks
+  train.micro_batch_size    rows per forward; accumulation follows, the result stays the same
+  train.epochs, train.steps, train.precision (fp32, bf16, fp16), train.eval_every, ...
+  optim.lr, optim.weight_decay, optim.schedule (constant, linear, cosine), optim.warmup
+  data.columns.text, data.columns.label, data.max_length, data.limit.train, data.split, ...
+  seed, name (of the directory runs/NAME), force (run again), offline
+
+options:
+  --help        this text             --version    ftcore's version
+  --cfg job     print the config      -m           multirun
+  --config-dir DIR   a directory of your own configs (experiment/*.yaml, ...)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, 1 (the run failed), 2 (the user can mend it)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"ftcore: error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"ftcore: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("ftcore: stopped", file=sys.stderr)
+        return 130
+    except TrainingError as error:
+        print(f"ftcore: failed: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if (message := _mendable(error)) is not None:
+            print(f"ftcore: error: {message}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print(f"ftcore: failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("--help", "-h"):
+        print(_help(), end="")
+        return 0
+    if arguments == ["--version"]:
+        from ftcore import __version__
+
+        print(f"ftcore {__version__}")
+        return 0
+    if arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
+        return _command(arguments[0], arguments[1:])
+    from ftcore.compose import run_hydra
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run_hydra(_train, arguments)
+    return 0
+
+
+def _train(cfg, run_dir):  # type: ignore[no-untyped-def]
+    from ftcore.run import run
+
+    return run(cfg, run_dir)
+
+
+def _command(name: str, arguments: list[str]) -> int:
+    points = {p.name: p for p in entry_points(group="ftcore.commands")}
+    if name not in points:
+        raise UserError(f"no command '{name}'; {nearest(name, points)}")
+    code = points[name].load()(arguments)
+    return int(code or 0)
+
+
+def _mendable(error: Exception) -> str | None:
+    """The message of an error that Hydra or OmegaConf raised about the command line."""
+    hydra_errors = sys.modules.get("hydra.errors")
+    if hydra_errors is None or not isinstance(error, hydra_errors.HydraException):
+        return None
+    from ftcore.compose import explain
+
+    return explain(error)
+
+
+def _help() -> str:
+    from ftcore.compose import CONF
+    from ftcore.plugins import conf_dirs
+
+    roots = [CONF, *conf_dirs().values()]
+    lines = []
+    for group in ("model", "data", "task", "optim", "trainer", "experiment", "plugin"):
+        names = sorted({f.stem for root in roots for f in (root / group).glob("*.yaml")})
+        lines.append(f"  {group:<12}{', '.join(names) or '(none installed)'}")
+    commands = sorted(p.name for p in entry_points(group="ftcore.commands"))
+    return HELP.format(groups="\n".join(lines), commands=f"  {', '.join(commands)}")

@@ -1,0 +1,112 @@
+"""Subcommands: `ftcore plugins`, `ftcore plan`, `ftcore resume`. Each takes its arguments, returns an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["plan", "plugins", "resume"]
+
+
+def plugins(arguments: Sequence[str]) -> int:
+    """List the installed plugins; a broken one is listed with its error and harms nothing."""
+    parser = argparse.ArgumentParser(prog="ftcore plugins", description="List the installed plugins.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    from ftcore.plugins import installed
+
+    rows: list[dict[str, Any]] = []
+    for name, points in installed().items():
+        for point in points:
+            dist = point.dist
+            row = {"name": name, "distribution": dist and dist.name, "version": dist and dist.version}
+            try:
+                cls = point.load()
+                row["summary"] = (cls.__doc__ or "").strip().partition("\n")[0]
+            except Exception as error:
+                row["error"] = f"{type(error).__name__}: {error}"
+            rows.append(row)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        print(
+            f"{row['name']:<16}{row['distribution']} {row['version']}  {row.get('summary') or row.get('error')}"
+        )
+    if not rows:
+        print("no plugins are installed; they are pip packages such as ftcore-mixout")
+    return 0
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """Show what a command line would do, without loading data or weights."""
+    parser = argparse.ArgumentParser(
+        prog="ftcore plan",
+        description="Show what a run would do: plugins in call order, batch arithmetic.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
+    options = parser.parse_args(arguments)
+    from ftcore.compose import compose
+    from ftcore.hookspecs import names
+    from ftcore.job import build_hooks
+    from ftcore.strategies import local_ranks
+
+    cfg = compose(options.overrides)
+    hooks = build_hooks(cfg)
+    trainer = cfg.trainer if isinstance(cfg.trainer, dict) else vars(cfg.trainer)
+    ranks = local_ranks(trainer["strategy"], trainer.get("devices"))
+    micro = cfg.micro_batch_size(ranks)
+    report = {
+        "plugins": [
+            {"name": p.name, "version": p.version, "options": p.options, "summary": p.summary}
+            for p in hooks.plugins
+        ],
+        "hooks": {
+            name: [{"plugin": p, "wrapper": w} for p, w in found]
+            for name in names()
+            if (found := hooks.implementations(name))
+        },
+        "batch": {
+            "rows_per_step": cfg.train.batch_size,
+            "micro_batch_size": micro,
+            "ranks": ranks,
+            "accumulation": -(-cfg.train.batch_size // (micro * ranks)),
+        },
+    }
+    print(json.dumps(report, indent=2) if options.json else _plan_text(report))
+    return 0
+
+
+def _plan_text(report: dict[str, Any]) -> str:
+    batch = report["batch"]
+    lines = ["plugins, in call order:"]
+    lines += [f"  {p['name']} {p['version']}  {p['summary']}  {p['options']}" for p in report["plugins"]]
+    if not report["plugins"]:
+        lines.append("  none")
+    lines.append("hooks (outermost first; wrappers in brackets):")
+    for name, found in report["hooks"].items():
+        lines.append(
+            f"  {name:<18}"
+            + " > ".join(f"[{f['plugin']}]" if f["wrapper"] else f["plugin"] for f in found)
+        )
+    lines.append(
+        f"batch: {batch['rows_per_step']} rows = {batch['micro_batch_size']} micro"
+        f" x {batch['accumulation']} accumulation x {batch['ranks']} rank(s)"
+    )
+    return "\n".join(lines)
+
+
+def resume(arguments: Sequence[str]) -> int:
+    """Go on with an unfinished run from its newest valid checkpoint."""
+    parser = argparse.ArgumentParser(prog="ftcore resume", description="Go on with an unfinished run.")
+    parser.add_argument("run_dir", type=Path, help="its directory (runs/latest is the newest)")
+    options = parser.parse_args(arguments)
+    from ftcore.run import read_config, run
+
+    directory = options.run_dir.resolve()
+    run(read_config(directory), directory)
+    return 0

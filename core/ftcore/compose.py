@@ -1,0 +1,257 @@
+"""From the command line to `Config`: the only module that knows Hydra.
+
+Registers the schemas and the search path, says which plugins were chosen, names run directories,
+and turns Hydra's errors into one line that says what to write instead.
+"""
+
+import dataclasses
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftcore import config
+from ftcore.errors import UserError, nearest
+from ftcore.plugins import conf_dirs
+
+__all__ = ["CONF", "compose", "explain", "run_hydra", "slug"]
+
+HERE = Path(__file__).resolve().parent
+CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
+
+UNNAMED = ("name=", "force=", "offline=", "train.resume=", "train.keep=", "train.keep_last=")
+"""Overrides that do not change the run, and so not its directory."""
+
+HINTS = {
+    "learning_rate": "optim.lr",
+    "lr": "optim.lr",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "max_steps": "train.steps",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size (accumulation is derived from it)",
+    "max_seq_length": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "warmup_ratio": "optim.warmup",
+    "warmup_steps": "optim.warmup",
+    "model_name_or_path": "model.path",
+    "bf16": "train.precision=bf16",
+    "fp16": "train.precision=fp16",
+}
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """A directory name for a list of overrides, in `[A-Za-z0-9._-]`: the same overrides, the same name.
+
+    A digest is added where characters were lost, so that different overrides never share a name.
+    """
+    kept = sorted(o for o in overrides if not o.startswith(UNNAMED))
+    if not kept:
+        return "default"
+    text = "_".join(kept)
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("=", "-").replace("_", ".")).strip("-.")[:80]
+    plain = all(re.fullmatch(r"[+]?[A-Za-z0-9.]+=[A-Za-z0-9.]+", o) for o in kept)
+    if plain and len(text) <= 80:
+        return name
+    return f"{name.rstrip('-.')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _register() -> None:
+    """Tell Hydra our schemas, resolver and the `conf/` of every installed plugin. Idempotent."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+    from omegaconf import OmegaConf
+
+    class FtcoreSearchPath(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for name, path in conf_dirs().items():
+                search_path.append(provider=f"ftcore-{name}", path=f"file://{path}")
+
+    Plugins.instance().register(FtcoreSearchPath)
+    store = ConfigStore.instance()
+    top = config.Config(model=None, data=None, task=None, optim=None, trainer=None)
+    store.store(group="schema", name="config", node=OmegaConf.structured(top))
+    for schemas in config.SCHEMAS.values():
+        for name, schema in schemas.items():
+            store.store(group="schema", name=name, node=schema)
+    OmegaConf.register_new_resolver("ftcore.slug", lambda o: slug(list(o)), replace=True)
+
+
+def run_hydra(job: Callable[[config.Config, Path], Any], arguments: Sequence[str]) -> Any:
+    """Run `job(config, run directory)` for this command line: once, or once a job under `-m`."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    _register()
+    failures: list[BaseException] = []
+
+    def task(cfg: Any) -> Any:
+        try:
+            return job(_convert(cfg), Path(HydraConfig.get().runtime.output_dir))
+        except BaseException as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            failures.append(error)  # past Hydra, which would print a line of its own
+            return None
+
+    version = {"version_base": "1.3"} if _wants_version_base() else {}
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive as exceptions, for `explain`
+    result = hydra.main(config_path=str(CONF), config_name="config", **version)(task)()
+    if failures:
+        raise failures[0]
+    return result
+
+
+def compose(overrides: Sequence[str]) -> config.Config:
+    """The `Config` of a command line, without running anything (`ftcore plan`, tests)."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    _register()
+    GlobalHydra.instance().clear()
+    version = {"version_base": "1.3"} if _wants_version_base() else {}
+    with hydra.initialize_config_dir(config_dir=str(CONF), **version):
+        cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+        from hydra.core.hydra_config import HydraConfig
+
+        HydraConfig.instance().set_config(cfg)
+        return _convert(cfg)
+
+
+def _wants_version_base() -> bool:
+    """Hydra 1.3 warns without it, 1.4 warns with it."""
+    import hydra
+
+    return hydra.__version__.startswith("1.3")
+
+
+def _convert(cfg: Any) -> config.Config:
+    from omegaconf import OmegaConf
+
+    selected = _selected()
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    given = plain.get("plugin") or {}
+    for name in given:
+        if name not in selected:
+            raise UserError(
+                f"plugin.{name} has options, but '{name}' is not chosen; add +plugin={name}"
+                f" (or take plugin.{name}.* away)"
+            )
+    for name in selected:
+        if name not in given:
+            raise UserError(
+                f"plugin/{name}.yaml must start with '# @package plugin.{name}' and give each option"
+            )
+    plain["plugin"] = {name: given[name] for name in selected}
+    return _absolute(config.from_plain(plain))
+
+
+def _selected() -> list[str]:
+    """Names of the plugins chosen by `+plugin=` or an experiment, read off Hydra's defaults list."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    cfg = HydraConfig.get()
+    path = ConfigSearchPathImpl()
+    for source in cfg.runtime.config_sources:
+        path.append(source.provider, f"{source.schema}://{source.path}")
+    loader = ConfigLoaderImpl(config_search_path=path)
+    chosen = loader.compute_defaults_list(
+        config_name="config", overrides=list(cfg.overrides.task), run_mode=RunMode.RUN
+    )
+    paths = [d.config_path or "" for d in chosen.defaults]
+    return list(dict.fromkeys(p.removeprefix("plugin/") for p in paths if p.startswith("plugin/")))
+
+
+def _absolute(cfg: config.Config) -> config.Config:
+    """Local paths made absolute, so that a saved config means the same from anywhere."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).absolute()) if path and not path.startswith("ftcore:") else path
+
+    if isinstance(cfg.data, config.FilesData):
+        for split in ("train", "validation", "test"):
+            setattr(cfg.data, split, absolute(getattr(cfg.data, split)))
+    if Path(cfg.model.path).is_dir() or cfg.model.path.startswith((".", "/", "~")):
+        cfg.model.path = absolute(os.path.expanduser(cfg.model.path))
+    cfg.model.add_tokens = absolute(cfg.model.add_tokens)
+    return cfg
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the schema."""
+    return sorted(set(_keys(config.Config, "")))
+
+
+def _keys(schema: type[Any], prefix: str) -> list[str]:
+    keys = []
+    for f in dataclasses.fields(schema):
+        name = prefix + f.name
+        nested = list(config.SCHEMAS.get(name, {}).values())
+        if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory):
+            nested.append(f.default_factory)
+        keys += [k for s in nested for k in _keys(s, name + ".")] if nested else [name]
+    return keys
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra's: what is wrong, and what to write instead."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"no {group} '{name}'; {nearest(name, error.options or ())}"
+    if isinstance(error, OverrideParseException):
+        return f"can't read '{error.override}': write key=value (`ftcore --help` shows how)"
+    if text.startswith("Multiple values for plugin"):
+        return "choose several plugins by one list: '+plugin=[a,b]'"
+    if found := re.match(r"Could not override '([^']+)'", text):
+        return _explain_key(found[1], text)
+    if found := re.match(r"Could not append to config\. An item is already at '([^']+)'", text):
+        return f"'{found[1]}' is there already: write it without the +"
+    cause = error.__cause__
+    if text.startswith("Error merging override") and isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key}: wrong type: {str(cause).partition(chr(10))[0]}"
+    return text.partition("\n")[0] or type(error).__name__
+
+
+def _explain_key(key: str, text: str) -> str:
+    group, _, rest = key.partition(".")
+    if key == "plugin":
+        value = (re.search(r"\+plugin=(\S+)", text) or ["", "NAME"])[1]
+        return f"a plugin is added with a plus: +plugin={value}"
+    if group == "plugin":
+        name = rest.partition(".")[0]
+        plugins = conf_dirs()
+        if name in plugins:
+            options = re.findall(r"^([A-Za-z_]\w*):", _read_yaml(plugins[name], name), re.M)
+            if rest.partition(".")[2] in options:
+                return f"'{key}' has no effect: '{name}' is not chosen; add +plugin={name}"
+            return f"plugin {name} has no option '{rest.partition('.')[2]}'; {nearest(rest, options)}"
+        return f"no plugin '{name}' is installed; {nearest(name, plugins)}"
+    keys = known_keys()
+    last = key.rpartition(".")[2]
+    if last in HINTS:
+        return f"no config key '{key}'; use {HINTS[last]}"
+    same = [k for k in keys if k.rpartition(".")[2] == last]
+    return f"no config key '{key}'; " + (
+        f"did you mean {' or '.join(same)}?" if same else nearest(key, keys)
+    )
+
+
+def _read_yaml(conf: Path, name: str) -> str:
+    path = conf / "plugin" / f"{name}.yaml"
+    return path.read_text() if path.is_file() else ""

@@ -1,0 +1,37 @@
+"""Errors whose message is for the person at the keyboard, and how names are guessed for them."""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["Interrupted", "TrainingError", "UserError", "nearest"]
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what, where, and what to do.
+
+    The command line prints it as `ftcore: error: ...` and exits 2, with no traceback.
+    """
+
+
+class TrainingError(Exception):
+    """Training can't go on (a loss that is not finite, a rank that died): one line, exit 1."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state; the message says how to go on.
+
+    `exit_code` is 75 (EX_TEMPFAIL, after SIGTERM or SIGUSR1: a scheduler may requeue) or 130 (Ctrl-C).
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest of `known`, or all of them; empty where there are none."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
+    return f"known: {', '.join(names)}" if names else ""

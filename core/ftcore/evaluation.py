@@ -1,0 +1,102 @@
+"""Predictions of a split, over all ranks, and the metrics of them: whole, by group, worst group."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ftcore.batches import make_batch
+
+if TYPE_CHECKING:
+    from ftcore.job import Job
+
+__all__ = ["evaluate"]
+
+
+def evaluate(job: Job, split: str, prefix: str) -> dict[str, float] | None:
+    """Metrics of a split under `prefix/`; None where the run was asked to stop meanwhile.
+
+    All ranks predict their share and get the same metrics.
+    """
+    model = job.strategy.model
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _averaged(job):
+            predictions = _predict(job, split)
+    finally:
+        model.train(was_training)
+    if predictions is None:
+        return None
+    metrics = _metrics(job, predictions, split) if job.strategy.rank == 0 else {}
+    return {f"{prefix}/{k}": v for k, v in job.strategy.broadcast(metrics).items()}
+
+
+@contextlib.contextmanager
+def _averaged(job: Job) -> Iterator[None]:
+    """The weights that `eval_weights` gives (an average), put back afterwards."""
+    if not job.hooks.implemented("eval_weights"):
+        yield
+        return
+    shards = job.strategy.shards()
+    values = job.hooks.eval_weights(shards) or {}
+    kept = {s.name: s.value.clone() for s in shards if s.name in values}
+    for shard in shards:
+        if shard.name in values:
+            shard.value.copy_(values[shard.name])
+    job.strategy.sync_shards()
+    try:
+        yield
+    finally:
+        for shard in shards:
+            if shard.name in kept:
+                shard.value.copy_(kept[shard.name])
+        job.strategy.sync_shards()
+
+
+def _predict(job: Job, split: str) -> dict[str, list[Any]] | None:
+    """Columns of predictions in row order, gathered over ranks; None where asked to stop."""
+    rows, strategy = job.prepared.splits[split], job.strategy
+    order = np.argsort(-rows.lengths, kind="stable")
+    size = job.cfg.micro_batch_size(strategy.world_size)
+    chunks = [order[i : i + size] for i in range(0, len(order), size)]
+    per_rank = -(-len(chunks) // strategy.world_size)
+    mine: dict[int, dict[str, Any]] = {}
+    for i in range(per_rank):
+        job.screen.tick(f"{split} {i + 1}/{per_rank}")
+        if any(strategy.all_sum([job.stop.code])):
+            return None
+        number = i * strategy.world_size + strategy.rank
+        # Ranks with nothing left run the first batch again: all make equally many passes.
+        chunk = chunks[number] if number < len(chunks) else chunks[0]
+        batch = make_batch(job, rows, chunk, epoch=0).to(strategy.device)
+        answer = {**batch.columns, **job.hooks.predict(strategy.model, batch, job.tokenizer)}
+        if number < len(chunks):
+            for j, row in enumerate(chunk.tolist()):
+                mine[row] = {name: values[j] for name, values in answer.items()}
+    table: dict[int, dict[str, Any]] = {}
+    for part in strategy.gather(mine):
+        table |= part
+    ordered = [table[row] for row in range(len(rows))]
+    return {name: [r[name] for r in ordered] for name in ordered[0]}
+
+
+def _metrics(job: Job, predictions: Mapping[str, Sequence[Any]], split: str) -> dict[str, float]:
+    """Metrics of all rows; where the data has a group column, of each group and the worst one."""
+    metrics = job.hooks.evaluate(predictions, job.prepared.labels, split)
+    groups = predictions.get("group")
+    if groups is None:
+        return metrics
+    name = job.metric.lstrip("-")
+    by_group = {}
+    for group in sorted(set(groups)):
+        picked = [i for i, g in enumerate(groups) if g == group]
+        part = {column: [values[i] for i in picked] for column, values in predictions.items()}
+        by_group[group] = job.hooks.evaluate(part, job.prepared.labels, split)
+    worst = (max if job.metric.startswith("-") else min)(m[name] for m in by_group.values())
+    flat = {f"group/{g}/{k}": v for g, part in by_group.items() for k, v in part.items()}
+    return {**metrics, **flat, f"worst_group/{name}": worst}

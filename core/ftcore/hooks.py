@@ -1,0 +1,234 @@
+"""Typed calls of the hooks: one method per hook, which says how answers combine.
+
+The loop never touches pluggy itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from ftcore import hookspecs
+from ftcore.contract import Batch, LossTerm, Sampler, Shard, State, Step
+from ftcore.errors import UserError
+from ftcore.plugins import Enabled
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ftcore.config import Config
+    from ftcore.store import Rows
+    from ftcore.strategies import Strategy
+
+__all__ = ["Hooks", "source_hash"]
+
+
+def source_hash(function: Any) -> str:
+    """Hash of the source that a hook implementation may call: its package, or its single file."""
+    file = Path(inspect.getsourcefile(function) or "")
+    files = sorted(file.parent.rglob("*.py")) if (file.parent / "__init__.py").is_file() else [file]
+    digest = hashlib.sha256()
+    for one in files:
+        digest.update(one.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Hooks:
+    """The enabled plugins of one run, and core's defaults beneath them."""
+
+    def __init__(self, defaults: Any, plugins: Sequence[Enabled], cfg: Config) -> None:
+        self.plugins = list(plugins)
+        self.cfg = cfg
+        self._pm = pluggy.PluginManager("ftcore")
+        self._pm.add_hookspecs(hookspecs)
+        self._pm.register(defaults, "core")
+        for one in plugins:
+            try:
+                self._pm.register(one.instance, one.name)
+            except pluggy.PluginValidationError as error:
+                raise UserError(f"plugin '{one.name}': {str(error).splitlines()[-1]}") from error
+        try:
+            self._pm.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise UserError(f"a hook this ftcore does not have: {error}; upgrade ftcore") from error
+        self._check_single_answers()
+        self.hook = self._pm.hook
+
+    def implemented(self, name: str) -> list[str]:
+        """Names of the plugins (and `core`) that implement a hook, in registration order, wrappers last."""
+        return [i.plugin_name for i in getattr(self.hook, name).get_hookimpls()]
+
+    def implementations(self, name: str) -> list[tuple[str, bool]]:
+        """(plugin, is a wrapper) in the order in which a call enters them: outermost first."""
+        impls = getattr(self.hook, name).get_hookimpls()
+        return [(i.plugin_name, i.wrapper or i.hookwrapper) for i in reversed(impls)]
+
+    def sources(self, name: str) -> list[tuple[str, str]]:
+        """(plugin, hash of its source file) of every implementation of a hook, in registration order."""
+        impls = getattr(self.hook, name).get_hookimpls()
+        return [(i.plugin_name, source_hash(i.function)) for i in impls]
+
+    def _check_single_answers(self) -> None:
+        for name in hookspecs.names():
+            caller = getattr(self._pm.hook, name)
+            if not (caller.spec and caller.spec.opts.get("firstresult")):
+                continue
+            answers = [
+                i.plugin_name
+                for i in caller.get_hookimpls()
+                if not (i.wrapper or i.hookwrapper) and i.plugin_name != "core"
+            ]
+            if len(answers) > 1:
+                raise UserError(
+                    f"plugins {' and '.join(repr(a) for a in answers)} both replace {name};"
+                    " choose one of them"
+                )
+
+    def _chain(self, name: str, value: Any, **kwargs: Any) -> Any:
+        """Pass `value` (the first argument) through every implementation, in registration order."""
+        caller = getattr(self.hook, name)
+        key = caller.spec.argnames[0]
+        for impl in caller.get_hookimpls():
+            arguments = {key: value, **kwargs}
+            result = impl.function(*(arguments[a] for a in impl.argnames))
+            value = value if result is None else result
+        return value
+
+    def _merge(self, name: str, **kwargs: Any) -> dict[str, Any]:
+        """All answers in one dict; a key that two plugins give is an error that names it."""
+        merged: dict[str, Any] = {}
+        for answer in reversed(getattr(self.hook, name)(**kwargs)):
+            for key, value in answer.items():
+                if key in merged:
+                    raise UserError(f"two plugins answer '{key}' in {name}: {self.implemented(name)}")
+                merged[key] = value
+        return merged
+
+    # Data.
+
+    def load_data(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self.hook.load_data(cfg=self.cfg)
+        return answer
+
+    def load_tokenizer(self) -> Any:
+        return self.hook.load_tokenizer(cfg=self.cfg)
+
+    def format_examples(
+        self, examples: Sequence[Mapping[str, Any]], tokenizer: Any, labels: Sequence[str], split: str
+    ) -> Sequence[Any]:
+        answer: Sequence[Any] = self.hook.format_examples(
+            examples=examples, tokenizer=tokenizer, cfg=self.cfg, labels=labels, split=split
+        )
+        if len(answer) != len(examples):
+            raise UserError(
+                f"format_examples of {self.implemented('format_examples')[-1]} returned"
+                f" {len(answer)} entries for {len(examples)} examples; it must return one per example"
+            )
+        return answer
+
+    def build_sampler(self, rows: Rows, batch_size: int, seed: int) -> Sampler:
+        answer: Sampler = self.hook.build_sampler(
+            rows=rows, batch_size=batch_size, seed=seed, cfg=self.cfg
+        )
+        return answer
+
+    def collate(self, examples: Sequence[Mapping[str, Any]], tokenizer: Any, rng: Any) -> Batch:
+        answer: Batch = self.hook.collate(examples=examples, tokenizer=tokenizer, rng=rng)
+        return answer
+
+    # Model and optimiser.
+
+    def load_model(self, tokenizer: Any, labels: Sequence[str]) -> torch.nn.Module:
+        model = self.hook.load_model(cfg=self.cfg, tokenizer=tokenizer, labels=labels)
+        answer: torch.nn.Module = self._chain("setup_model", model, cfg=self.cfg)
+        return answer
+
+    def param_options(self, name: str, param: torch.nn.Parameter) -> dict[str, float]:
+        merged: dict[str, float] = {}
+        for answer in self.hook.param_options(name=name, param=param):
+            for key, value in answer.items():
+                if key not in ("lr_scale", "weight_decay"):
+                    raise UserError(f"param_options: '{key}' is neither lr_scale nor weight_decay")
+                if merged.setdefault(key, value) != value:
+                    raise UserError(
+                        f"two plugins give {name} a different {key}: {self.implemented('param_options')}"
+                    )
+        return merged
+
+    def build_optimizer(self, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        answer: torch.optim.Optimizer = self.hook.build_optimizer(params=params, cfg=self.cfg)
+        return answer
+
+    def build_strategy(self) -> Strategy:
+        answer: Strategy = self.hook.build_strategy(cfg=self.cfg)
+        return answer
+
+    # One step.
+
+    def on_train_start(self, state: State) -> None:
+        self.hook.on_train_start(state=state)
+
+    def count_units(self, batch: Batch) -> dict[str, float]:
+        return self._merge("count_units", batch=batch)
+
+    def on_step_start(self, model: torch.nn.Module, batches: Sequence[Batch], step: Step) -> None:
+        self.hook.on_step_start(model=model, batches=batches, step=step)
+
+    def forward(self, model: torch.nn.Module, batch: Batch, step: Step) -> Any:
+        return self.hook.forward(model=model, batch=batch, step=step)
+
+    def compute_loss(
+        self, model: torch.nn.Module, batch: Batch, outputs: Any, step: Step
+    ) -> dict[str, LossTerm]:
+        terms = self.hook.compute_loss(model=model, batch=batch, outputs=outputs, step=step)
+        if not isinstance(terms, dict) or "task" not in terms:
+            raise UserError(
+                "compute_loss must return a dict of LossTerm with the main term under 'task'"
+                f" (implementations: {self.implemented('compute_loss')})"
+            )
+        for name, term in terms.items():
+            if not isinstance(term, LossTerm) or term.sum.ndim != 0:
+                raise UserError(f"loss term '{name}' must be a LossTerm whose sum is a scalar tensor")
+        return terms
+
+    def regularize(self, shards: Sequence[Shard], step: Step) -> dict[str, Tensor]:
+        return self._merge("regularize", shards=shards, step=step)
+
+    def on_gradients(self, shards: Sequence[Shard], lr: float, step: Step) -> None:
+        self.hook.on_gradients(shards=shards, lr=lr, step=step)
+
+    def on_step_end(self, state: State) -> None:
+        self.hook.on_step_end(state=state)
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        self.hook.on_log(record=record)
+
+    # Evaluation and the end.
+
+    def eval_weights(self, shards: Sequence[Shard]) -> Mapping[str, Tensor] | None:
+        answer: Mapping[str, Tensor] | None = self.hook.eval_weights(shards=shards)
+        return answer
+
+    def predict(self, model: torch.nn.Module, batch: Batch, tokenizer: Any) -> Mapping[str, Any]:
+        answer: Mapping[str, Any] = self.hook.predict(
+            model=model, batch=batch, tokenizer=tokenizer, cfg=self.cfg
+        )
+        return answer
+
+    def evaluate(
+        self, predictions: Mapping[str, Sequence[Any]], labels: Sequence[str], split: str
+    ) -> dict[str, float]:
+        return self._merge("evaluate", predictions=predictions, labels=labels, split=split)
+
+    def on_export(self, model: torch.nn.Module) -> torch.nn.Module:
+        answer: torch.nn.Module = self._chain("on_export", model)
+        return answer
+
+    def on_train_end(self, state: State) -> None:
+        self.hook.on_train_end(state=state)

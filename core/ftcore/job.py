@@ -1,0 +1,157 @@
+"""One run in one process: everything the loop works with, put together once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from ftcore import checkpoint
+from ftcore.config import Config
+from ftcore.contract import State
+from ftcore.defaults import Defaults
+from ftcore.errors import Interrupted, UserError
+from ftcore.hooks import Hooks
+from ftcore.optim import build_optimizer
+from ftcore.plugins import enable
+from ftcore.prepare import Prepared, prepare
+from ftcore.screen import Screen
+from ftcore.signals import StopFlag
+from ftcore.strategies import Strategy
+from ftcore.tasks import TASKS
+
+__all__ = ["Job", "Progress", "build_hooks", "open_job"]
+
+
+@dataclass
+class Progress:
+    """How far a run is: what a checkpoint's `state.json` holds beside the strategy's state."""
+
+    step: int = 0
+    evaluated: int = -1  # the step whose evaluation is done
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)  # metrics of the best evaluation
+    best_weights: str = ""  # its directory in checkpoints/
+    evaluations_since_best: int = 0
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What the loop, the evaluation and the export share."""
+
+    cfg: Config
+    hooks: Hooks
+    strategy: Strategy
+    tokenizer: Any
+    prepared: Prepared
+    run_dir: Path
+    screen: Screen
+    stop: StopFlag
+    progress: Progress = field(default_factory=Progress)
+    saved: int = 0  # the step of the newest checkpoint
+
+    @property
+    def metric(self) -> str:
+        """What picks the best weights; `-` before it where smaller is better."""
+        return self.cfg.task.metric or TASKS[self.cfg.task.name].METRIC
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    def state(self, total: int) -> State:
+        """The run as hooks see it."""
+        return State(
+            model=self.strategy.model,
+            tokenizer=self.tokenizer,
+            device=self.strategy.device,
+            run_dir=self.run_dir,
+            step=self.progress.step,
+            total=total,
+            metrics=self.progress.best,
+            shards=self.strategy.shards,
+        )
+
+    def save(self, directory: Path, *, values_only: bool = False) -> None:
+        """Write a checkpoint of this moment."""
+        plugins = {
+            p.name: p.instance.state_dict()
+            for p in self.hooks.plugins
+            if hasattr(p.instance, "state_dict")
+        }
+        checkpoint.save(
+            directory, self.strategy, asdict(self.progress), plugins, values_only=values_only
+        )
+
+    def interrupted(self) -> NoReturn:
+        """Raise for a run that was asked to stop and has saved its state."""
+        raise Interrupted(
+            f"stopped at step {self.progress.step}, saved; go on with: ftcore resume {self.run_dir}",
+            max(self.strategy.gather(self.stop.code)),
+        )
+
+    def resume(self) -> None:
+        """Take over the newest valid checkpoint, if there is one; says which were skipped, and why."""
+        found, problems = checkpoint.newest(self.checkpoints)
+        for problem in problems:
+            self.screen.line(f"warning: {problem}")
+        if found is None:
+            return
+        self.strategy.load(found)
+        found.load_buffers(self.strategy.model)
+        names = {p.name for p in self.hooks.plugins}
+        for name in found.state["plugins"]:
+            if name not in names:
+                raise UserError(f"{found.directory} holds state of plugin '{name}'; add +plugin={name}")
+        for one in self.hooks.plugins:
+            if (state := found.plugin_state(one.name)) is not None:
+                one.instance.load_state_dict(state)
+        known = Progress.__dataclass_fields__
+        self.progress = Progress(**{k: v for k, v in found.state.items() if k in known})
+        self.saved = self.progress.step
+        self.screen.line(f"resuming at step {self.progress.step} ({found.directory})")
+
+
+def build_hooks(cfg: Config) -> Hooks:
+    """Fresh plugin instances of the config's choice, checked, above core's defaults."""
+    chosen = dict(cfg.plugin)
+    if isinstance(cfg.trainer, dict):  # a strategy that a plugin brings: its options are the trainer's
+        options = dict(cfg.trainer)
+        chosen[options.pop("strategy")] = options
+    return Hooks(Defaults(cfg), enable(chosen), cfg)
+
+
+def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop: StopFlag) -> Job:
+    """Build a run in this process (one of its ranks): strategy, data, model, optimiser, checkpoint."""
+    hooks = build_hooks(cfg)
+    strategy = hooks.build_strategy()
+    torch.set_float32_matmul_precision("highest")
+    show = screen(strategy.rank == 0)
+    tokenizer = hooks.load_tokenizer()
+    if strategy.rank == 0:
+        prepared = prepare(hooks, tokenizer)
+    strategy.all_sum([0])
+    if strategy.rank != 0:
+        prepared = prepare(hooks, tokenizer)  # from the cache
+    model = hooks.load_model(tokenizer, prepared.labels)
+    if getattr(model.config, "use_cache", None):
+        model.config.use_cache = False  # no use in training; generation asks for it
+    strategy.prepare(model, lambda m: build_optimizer(m, hooks))
+    job = Job(
+        cfg=cfg,
+        hooks=hooks,
+        strategy=strategy,
+        tokenizer=tokenizer,
+        prepared=prepared,
+        run_dir=run_dir,
+        screen=show,
+        stop=stop,
+    )
+    if cfg.train.resume:
+        job.resume()
+    return job

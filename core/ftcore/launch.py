@@ -1,0 +1,115 @@
+"""Local ranks as plain child processes of this one. They never see Hydra or the command line.
+
+Signals are passed on; a rank that dies takes the others down, and its own error is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ftcore.errors import Interrupted, TrainingError, UserError
+
+__all__ = ["launch"]
+
+GRACE_SECONDS = 10.0
+
+
+def launch(ranks: int, run_dir: Path) -> None:
+    """Run `python -m ftcore.worker RUN_DIR` as `ranks` processes and wait for them.
+
+    Raises:
+        UserError, TrainingError, Interrupted: what the first rank to fail reported.
+    """
+    with tempfile.TemporaryDirectory(prefix="ftcore-ranks-") as reports:
+        children = [_start(rank, ranks, run_dir, Path(reports)) for rank in range(ranks)]
+        numbers = [
+            signal.SIGTERM,
+            signal.SIGINT,
+            *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []),
+        ]
+
+        def forward(number: int, frame: object) -> None:
+            for child in children:
+                if child.poll() is None:
+                    child.send_signal(number)
+
+        before = {n: signal.signal(n, forward) for n in numbers}
+        try:
+            _wait(children)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+        _raise_first(children, Path(reports))
+
+
+def _start(rank: int, ranks: int, run_dir: Path, reports: Path) -> subprocess.Popen[bytes]:
+    env = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": _port(reports),
+        "FTCORE_REPORTS": str(reports),
+        "FTCORE_PARENT": str(os.getpid()),
+    }
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    if sys.platform == "linux":
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # host names may not resolve
+    command = [sys.executable, "-m", "ftcore.worker", str(run_dir)]
+    return subprocess.Popen(command, env=env, start_new_session=True)
+
+
+def _port(reports: Path) -> str:
+    """A free port, the same for all ranks of this launch."""
+    path = reports / "port"
+    if not path.is_file():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            path.write_text(str(probe.getsockname()[1]))
+    return path.read_text()
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for all; once one has failed, the others get SIGTERM and then 10 seconds."""
+    deadline = None
+    while any(child.poll() is None for child in children):
+        failed = [c for c in children if c.poll() not in (None, 0)]
+        if failed and deadline is None:
+            deadline = time.monotonic() + GRACE_SECONDS
+            for child in children:
+                if child.poll() is None:
+                    child.terminate()
+        if deadline is not None and time.monotonic() > deadline:
+            for child in children:
+                child.kill()
+        time.sleep(0.05)
+
+
+def _raise_first(children: Sequence[subprocess.Popen[bytes]], reports: Path) -> None:
+    codes = [child.returncode for child in children]
+    if not any(codes):
+        return
+    found = [json.loads(f.read_text()) for f in reports.glob("rank-*.json")]
+    if not found:
+        rank = next(r for r, code in enumerate(codes) if code)
+        raise TrainingError(f"rank {rank} ended with exit code {codes[rank]} and no message")
+    first = min(found, key=lambda report: report["time"])
+    if first["kind"] == "interrupted":
+        raise Interrupted(first["message"], first["code"])
+    if first["kind"] == "user":
+        raise UserError(first["message"])
+    sys.stderr.write(first["traceback"])
+    raise TrainingError(f"rank {first['rank']}: {first['message']}")

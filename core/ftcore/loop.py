@@ -1,0 +1,297 @@
+"""The training loop. It knows steps, micro-batches and loss terms; not models, tasks or devices.
+
+    for each optimiser step:
+        choose its rows, split them over ranks and micro-batches, count units over all of them
+        for each micro-batch: forward, loss terms, normalise, backward
+        sum gradients over ranks, regularise, clip, step
+        now and then: log, evaluate, save
+
+Core alone normalises: L = Σ weight · sum / N(unit), with N counted before any forward. So the
+gradient is one number for every split of the same rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftcore import checkpoint
+from ftcore.batches import micro_batches
+from ftcore.contract import Batch, LossTerm, Sampler, Shard, Step
+from ftcore.errors import TrainingError, UserError
+from ftcore.evaluation import evaluate
+from ftcore.job import Job, Progress
+from ftcore.optim import lr_factor
+from ftcore.results import append_metrics
+from ftcore.seeding import seed_everything
+
+__all__ = ["run_step", "train"]
+
+
+def train(job: Job) -> None:
+    """Train to the end of the run, from wherever `job.progress` stands.
+
+    Raises:
+        Interrupted: asked to stop; the state is saved.
+        TrainingError: a loss or gradient that is not finite; the weights are as before that step.
+    """
+    cfg, progress = job.cfg, job.progress
+    sampler = job.hooks.build_sampler(job.prepared.splits["train"], cfg.train.batch_size, cfg.seed)
+    total = cfg.total_steps(sampler.steps_per_epoch)
+    eval_every = cfg.train.eval_every or sampler.steps_per_epoch
+    save_every = cfg.train.save_every or sampler.steps_per_epoch
+    job.strategy.model.train()
+    job.hooks.on_train_start(job.state(total))
+    job.screen.start(progress.step, total)
+    clock = Clock(progress)
+    while True:
+        at_end = progress.step == total
+        if progress.step and (at_end or progress.step % eval_every == 0):
+            with clock.paused():
+                if _evaluate(job):
+                    _stop(job, clock)
+        if cfg.train.early_stop and progress.evaluations_since_best >= cfg.train.early_stop:
+            job.screen.line(f"early stop: nothing better since {progress.best_weights}")
+            at_end = True
+        if progress.step and (at_end or progress.step % save_every == 0):
+            with clock.paused():
+                _save(job, clock)
+        if at_end:
+            return
+        record = run_step(job, sampler, total)
+        progress.step += 1
+        job.hooks.on_step_end(job.state(total))
+        if progress.step % cfg.train.log_every == 0 or progress.step in (1, total):
+            _log(job, record, clock)
+        if record["stop"]:
+            _stop(job, clock)
+
+
+def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
+    """One optimiser step; returns its record (tensors not read yet) and `stop`, agreed by all ranks."""
+    cfg, hooks, strategy, progress = job.cfg, job.hooks, job.strategy, job.progress
+    epoch, within = divmod(progress.step, sampler.steps_per_epoch)
+    step = Step(index=progress.step, total=total, epoch=epoch, seed=cfg.seed)
+    batches = micro_batches(job, sampler(epoch, within), epoch)
+    units, stop = _count(job, batches)
+    hooks.on_step_start(strategy.model, batches, step)
+    terms: dict[str, Tensor | None] = {}
+    loss = torch.zeros((), device=strategy.device)
+    for batch in batches:
+        step.micro_batch = batch.micro_batch
+        # What dropout draws depends on the micro-batch alone: resuming needs no saved state.
+        seed_everything(cfg.seed, "step", step.index, batch.micro_batch)
+        batch.to(strategy.device)
+        outputs = hooks.forward(strategy.model, batch, step)
+        answer = hooks.compute_loss(strategy.model, batch, outputs, step)
+        share = _weigh(answer, units, batch.is_filler, terms)
+        strategy.backward(share)
+        loss = loss + share.detach()
+    strategy.finish_gradients()
+    lr = cfg.optim.lr * lr_factor(cfg.optim, step.index, total)
+    penalty = _on_weights(job, step, lr, terms)
+    grad_norm = strategy.clip(cfg.train.max_grad_norm)
+    if cfg.train.precision != "fp16" and not math.isfinite(float(grad_norm)):
+        raise TrainingError(_not_finite(job, terms, batches))
+    if not strategy.step(lr):
+        step.log("skipped_fp16_overflow", 1.0)
+    progress.examples += int(units["examples"])
+    progress.tokens += int(units["tokens"])
+    return {
+        "loss": (loss, penalty),
+        "terms": terms,
+        "grad_norm": grad_norm,
+        "lr": lr,
+        "epoch": progress.step / sampler.steps_per_epoch,
+        "logged": step.logged,
+        "stop": stop,
+    }
+
+
+def _count(job: Job, batches: list[Batch]) -> tuple[dict[str, float], bool]:
+    """N of every unit over all micro-batches and ranks, and whether any rank was asked to stop."""
+    local: dict[str, float] = {}
+    for batch in batches:
+        for unit, count in job.hooks.count_units(batch).items():
+            local[unit] = local.get(unit, 0.0) + (0.0 if batch.is_filler else count)
+    *counts, stop = job.strategy.all_sum([*local.values(), float(job.stop.code)])
+    return {**dict(zip(local, counts, strict=True)), "step": 1.0}, stop > 0
+
+
+def _weigh(
+    answer: dict[str, LossTerm],
+    units: dict[str, float],
+    is_filler: bool,
+    terms: dict[str, Tensor | None],
+) -> Tensor:
+    """Σ weight · sum / N of one micro-batch; adds each term's unweighted share to `terms`.
+
+    A term of which the step has no unit (N = 0) contributes nothing and is None in `terms`.
+    """
+    total: Tensor | None = None
+    for name, term in answer.items():
+        if term.unit not in units:
+            raise UserError(
+                f"loss term '{name}' has the unit '{term.unit}', which nothing counts; "
+                f"there are: {', '.join(units)}"
+            )
+        count = units[term.unit]
+        if count == 0 and name == "task":
+            raise TrainingError(f"a step has no {term.unit} to train on; look at the data's labels")
+        share = term.sum / count if count else term.sum * 0.0
+        if is_filler:
+            share = share * 0.0
+        elif count:
+            logged, before = (share if term.value is None else term.value).detach(), terms.get(name)
+            terms[name] = logged if before is None else before + logged
+        else:
+            terms.setdefault(name, None)
+        total = share * term.weight if total is None else total + share * term.weight
+    assert total is not None
+    return total
+
+
+def _on_weights(job: Job, step: Step, lr: float, terms: dict[str, Tensor | None]) -> Tensor | None:
+    """Penalties on the weights and their gradients, then `on_gradients`; nothing where no plugin asks."""
+    hooks, strategy = job.hooks, job.strategy
+    penalizes, on_gradients = hooks.implemented("regularize"), hooks.implemented("on_gradients")
+    if not penalizes and not on_gradients:
+        return None
+    shards, total = strategy.shards(), None
+    if penalizes:
+        total = _regularize(job, shards, step, terms)
+    if on_gradients:
+        hooks.on_gradients(shards, lr, step)
+    strategy.sync_shards()
+    return total
+
+
+def _regularize(
+    job: Job, shards: list[Shard], step: Step, terms: dict[str, Tensor | None]
+) -> Tensor | None:
+    """The sum of this rank's penalties; their gradients are added to the shards'."""
+    values = [shard.value.requires_grad_(True) for shard in shards]
+    penalties = job.hooks.regularize(shards, step)
+    total = torch.stack(list(penalties.values())).sum() if penalties else None
+    found = torch.autograd.grad(total, values, allow_unused=True) if total is not None else ()
+    for shard in shards:
+        shard.value = shard.value.detach()
+    for shard, grad in zip(shards, found, strict=False):
+        if grad is not None and shard.grad is not None:
+            shard.grad += grad
+    terms.update({name: value.detach() for name, value in penalties.items()})
+    return total if total is None else total.detach()
+
+
+def _log(job: Job, record: dict[str, Any], clock: Clock) -> None:
+    """Write a training record; the only place where tensors of a step are read."""
+    loss, penalty = record["loss"]
+    mine = {"loss": float(loss) + (0.0 if penalty is None else float(penalty))}
+    mine |= {f"loss/{n}": None if v is None else float(v) for n, v in sorted(record["terms"].items())}
+    losses: dict[str, float | None] = {}
+    for part in job.strategy.gather(mine):  # each rank has the share of its own micro-batches
+        for name, value in part.items():
+            losses[name] = value if losses.get(name) is None else losses[name] + (value or 0.0)
+    line = {
+        "step": job.progress.step,
+        "epoch": round(record["epoch"], 4),
+        **losses,
+        "grad_norm": float(record["grad_norm"]),
+        "lr": record["lr"],
+        "tokens_per_second": clock.tokens_per_second(),
+        **{name: float(value) for name, value in record["logged"].items()},
+    }
+    if job.strategy.rank == 0:
+        append_metrics(job.run_dir, line)
+        job.hooks.on_log(line)
+    job.screen.step(line)
+
+
+def _not_finite(job: Job, terms: dict[str, Tensor | None], batches: list[Batch]) -> str:
+    values = ", ".join(f"{name} {float(value):g}" for name, value in terms.items() if value is not None)
+    rows = [row for batch in batches if not batch.is_filler for row in batch.rows]
+    return (
+        f"step {job.progress.step + 1}: the gradient is not finite (loss terms on rank {job.strategy.rank}:"
+        f" {values}; training rows {rows[:32]}); the weights are as before this step. Try a lower optim.lr,"
+        f" or train.precision=fp32"
+    )
+
+
+def _evaluate(job: Job) -> bool:
+    """Evaluate on validation data unless this step's evaluation is done; keep the best weights.
+
+    True where the run was asked to stop meanwhile; the resumed run evaluates again.
+    """
+    progress = job.progress
+    if "validation" not in job.prepared.splits or progress.evaluated == progress.step:
+        return False
+    metrics = evaluate(job, "validation", "eval")
+    if metrics is None:
+        return True
+    progress.evaluated = progress.step
+    name, sign = job.metric.lstrip("-"), -1.0 if job.metric.startswith("-") else 1.0
+    if f"eval/{name}" not in metrics:
+        known = ", ".join(k.removeprefix("eval/") for k in metrics)
+        raise UserError(f"task.metric: no metric '{name}'; there are: {known}")
+    is_best = not progress.best or sign * metrics[f"eval/{name}"] > sign * progress.best[f"eval/{name}"]
+    progress.evaluations_since_best += 1
+    if is_best:
+        progress.best, progress.evaluations_since_best = metrics, 0
+        progress.best_weights = f"best-{progress.step}"
+        job.save(job.checkpoints / progress.best_weights, values_only=True)
+    if job.strategy.rank == 0:
+        line = {"step": progress.step, **metrics}
+        append_metrics(job.run_dir, line)
+        job.hooks.on_log(line)
+    job.screen.evaluation(progress.step, metrics, is_best)
+    return False
+
+
+def _save(job: Job, clock: Clock) -> None:
+    """Write `checkpoints/step-N` unless this run has, and delete what `keep_last` does not keep."""
+    if job.saved == job.progress.step:
+        return
+    job.progress.seconds = clock.seconds()
+    job.save(job.checkpoints / f"step-{job.progress.step}")
+    job.saved = job.progress.step
+    if job.strategy.rank == 0:
+        checkpoint.prune(job.checkpoints, job.cfg.train.keep_last)
+
+
+def _stop(job: Job, clock: Clock) -> None:
+    """Save and leave; all ranks get here at the same step."""
+    _save(job, clock)
+    job.interrupted()
+
+
+class Clock:
+    """Time of the run, and of training alone since the last record."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._started = time.monotonic() - progress.seconds
+        self._lap_started, self._lap_tokens = time.monotonic(), progress.tokens
+
+    def seconds(self) -> float:
+        """Seconds of the whole run, earlier parts of a resumed one included."""
+        return time.monotonic() - self._started
+
+    def tokens_per_second(self) -> float:
+        """Trained tokens a second since the last call, evaluations and saves left out."""
+        now, tokens = time.monotonic(), self._progress.tokens
+        rate = (tokens - self._lap_tokens) / max(now - self._lap_started, 1e-9)
+        self._lap_started, self._lap_tokens = now, tokens
+        return round(rate, 1)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside out of `tokens_per_second`."""
+        before = time.monotonic()
+        yield
+        self._lap_started += time.monotonic() - before

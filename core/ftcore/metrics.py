@@ -1,0 +1,64 @@
+"""Metrics as functions of predictions; classification comes from scikit-learn."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["classification", "exact_match", "rouge"]
+
+
+def classification(
+    labels: Sequence[int], predictions: Sequence[int], scores: Sequence[Sequence[float]]
+) -> dict[str, float]:
+    """Accuracy, F1 averaged over the classes that occur, Matthews correlation, mean NLL.
+
+    Args:
+        labels: class indices, [rows].
+        predictions: class indices, [rows].
+        scores: log-probabilities, [rows, classes].
+    """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    picked: Any = np.asarray(scores)[np.arange(len(labels)), labels]
+    return {
+        "accuracy": float(accuracy_score(labels, predictions)),
+        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
+        "mcc": float(matthews_corrcoef(labels, predictions)),
+        "nll": float(-picked.mean()),
+    }
+
+
+def exact_match(pairs: Sequence[tuple[str, str]]) -> float:
+    """Share of (prediction, target) pairs that are equal, spaces at the ends aside."""
+    return sum(p.strip() == t.strip() for p, t in pairs) / len(pairs)
+
+
+def rouge(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """ROUGE-1 and ROUGE-L F-measures (Lin, 2004), mean over (prediction, target) pairs, unstemmed."""
+    unigram, longest = [], []
+    for prediction, target in pairs:
+        a, b = _words(prediction), _words(target)
+        unigram.append(_f_measure(sum((Counter(a) & Counter(b)).values()), len(a), len(b)))
+        longest.append(_f_measure(_common_subsequence(a, b), len(a), len(b)))
+    return {"rouge1": float(np.mean(unigram)), "rougeL": float(np.mean(longest))}
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower()) if text.isascii() else re.findall(r"\w+", text.lower())
+
+
+def _f_measure(hits: int, predicted: int, wanted: int) -> float:
+    return 2 * hits / (predicted + wanted) if hits else 0.0
+
+
+def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = 0  # the cell up and to the left
+        for j, y in enumerate(b, start=1):
+            before, row[j] = row[j], before + 1 if x == y else max(row[j], row[j - 1])
+    return row[-1]

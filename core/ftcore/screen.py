@@ -1,0 +1,113 @@
+"""What a run shows: a header, one live line, evaluations, and a final table.
+
+On a terminal the line is alive; elsewhere it is printed every 30 seconds. Other ranks show nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["Screen"]
+
+QUIET_SECONDS = 30.0
+
+
+class Screen:
+    """Everything a run prints goes through here; `shown` is False on all ranks but the first."""
+
+    def __init__(self, shown: bool) -> None:
+        self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._total, self._text = 0, ""
+        self._last_line = time.monotonic()
+
+    def header(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Name and value of what is about to run, a line each."""
+        for name, value in lines:
+            self.console.print(f"[bold]{name:<9}[/bold]{value}", markup=True)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+    def start(self, step: int, total: int) -> None:
+        """Training begins at `step`."""
+        self._total = total
+        if self.console.is_terminal and not self.console.quiet:
+            self._progress = Progress(
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task("train", total=total, completed=step, text="")
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """A training record."""
+        terms = [
+            f"{k.removeprefix('loss/')} {v:.3f}"
+            for k, v in record.items()
+            if k.startswith("loss/") and v is not None
+        ]
+        several = f" ({', '.join(terms)})" if len(terms) > 1 else ""
+        self._text = (
+            f"loss {record['loss']:.4f}{several}  grad {record['grad_norm']:.3g}"
+            f"  lr {record['lr']:.2e}  {record['tokens_per_second']:.0f} tok/s"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["step"], text=self._text)
+        elif record["step"] == 1:
+            self._plain(f"step {record['step']}/{self._total}  {self._text}")
+        else:
+            self.tick(f"step {record['step']}/{self._total}", self._text)
+
+    def tick(self, where: str, text: str = "") -> None:
+        """Something is going on: shown in the live line, or as a line where 30 s have passed."""
+        if self._progress is not None:
+            self._progress.update(self._task, text=text or f"{self._text}  {where}")
+        elif time.monotonic() - self._last_line >= QUIET_SECONDS:
+            self._plain(f"{where}  {text}".rstrip())
+
+    def _plain(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self.line(text)
+
+    def evaluation(self, step: int, metrics: Mapping[str, float], is_best: bool) -> None:
+        """An evaluation, as a line that stays."""
+        shown = {k.removeprefix("eval/"): v for k, v in metrics.items() if "group/" not in k}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self._plain(f"step {step:>6}  {text}{'  (best)' if is_best else ''}")
+
+    def stop(self) -> None:
+        """Take the live line away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def result(self, result: Mapping[str, Any], run_dir: str) -> None:
+        """The final table, and where the result is."""
+        self.stop()
+        columns: dict[str, dict[str, float]] = {}
+        for key, value in result["metrics"].items():
+            split, _, name = key.partition("/")
+            columns.setdefault({"eval": "validation"}.get(split, split), {})[name] = value
+        names = list(dict.fromkeys(name for column in columns.values() for name in column))
+        table = Table("metric", *columns)
+        for name in names:
+            cells = [f"{c[name]:.4f}" if name in c else "" for c in columns.values()]
+            table.add_row(name, *cells)
+        if names:
+            self.console.print(table)
+        self.line(
+            f"{result['steps']} steps, {result['examples']} examples, {result['seconds']:.1f} s"
+            f"  ->  {run_dir}"
+        )

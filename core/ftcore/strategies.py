@@ -1,0 +1,313 @@
+"""Where gradients meet: one process (`single`) or one per device (`ddp`).
+
+A strategy moves the model, sums gradients over ranks (never averages: the loss is normalised
+already), owns the optimiser, and says which part of the state is this rank's own. It knows
+nothing of losses or plugins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ftcore.config import Config
+from ftcore.contract import Shard
+from ftcore.errors import UserError
+
+if TYPE_CHECKING:
+    from ftcore.checkpoint import Checkpoint
+
+__all__ = ["DDP", "Single", "Strategy", "base_model", "local_ranks", "rank_environment"]
+
+BUCKET = 25 * 2**20 // 4  # elements per all-reduce: 25 MiB of fp32
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+OptimizerBuilder = Callable[[torch.nn.Module], torch.optim.Optimizer]
+
+
+class Strategy(Protocol):
+    """What the loop asks of a strategy; every method is called by all ranks alike."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    model: torch.nn.Module
+
+    def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def finish_gradients(self) -> None: ...
+    def shards(self) -> list[Shard]: ...
+    def sync_shards(self) -> None: ...
+    def clip(self, max_norm: float | None) -> Tensor: ...
+    def step(self, lr: float) -> bool: ...
+    def all_sum(self, values: Sequence[float]) -> list[float]: ...
+    def gather(self, value: Any) -> list[Any]: ...
+    def broadcast(self, value: Any) -> Any: ...
+    def pieces(self, values_only: bool) -> Iterator[tuple[str, Shard, Tensor]]: ...
+    def scalars(self) -> dict[str, Any]: ...
+    def load(self, saved: Checkpoint) -> None: ...
+    def close(self) -> None: ...
+
+
+def base_model(model: torch.nn.Module) -> Any:
+    """The transformers model inside whatever a strategy wraps around it."""
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, torch.nn.Module) and hasattr(inner, "config") else model
+
+
+def rank_environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun, srun or our own launch set them; (0, 1, 0) otherwise."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
+    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0"))
+    return 0, 1, 0
+
+
+def local_ranks(strategy: str, devices: int | None) -> int:
+    """Processes to start on this machine: `devices`, or every GPU where there are any."""
+    if strategy == "single":
+        return 1
+    gpus = torch.cuda.device_count()
+    if devices and gpus and devices > gpus:
+        raise UserError(f"trainer.devices={devices}, but this machine has {gpus} GPU(s)")
+    return devices or max(1, gpus)
+
+
+class Single:
+    """One process on one device."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.precision = cfg.train.precision
+        self.checkpointing = cfg.train.gradient_checkpointing
+        self.rank, self.world_size, self.local_rank = 0, 1, 0
+        self.device = _device(getattr(cfg.trainer, "device", None), 0)
+
+    def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
+        """Take the model (fp32, CPU) and build its optimiser."""
+        model.to(self.device)
+        if self.checkpointing:
+            if not getattr(model, "supports_gradient_checkpointing", False):
+                raise UserError(f"{type(model).__name__} can't do train.gradient_checkpointing")
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if self.precision != "fp32":
+            # Every call of the model runs under autocast, wherever a hook makes it.
+            cast = torch.autocast(self.device.type, DTYPES[self.precision])
+            model.forward = cast(model.forward)
+        for param in model.parameters():
+            param.data = param.data.contiguous()  # shards are views
+        self.model = model
+        self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = build_optimizer(model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate this micro-batch's gradients."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def finish_gradients(self) -> None:
+        """After the last backward: gradients whole, summed over ranks and unscaled; none is None."""
+        for param in self.params.values():
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+        self._reduce()
+        self.scaler.unscale_(self.optimizer)
+
+    def _reduce(self) -> None:
+        """Sum gradients over ranks."""
+
+    def shards(self) -> list[Shard]:
+        """This rank's part of every trainable parameter, as views."""
+        return [
+            Shard(
+                name=name,
+                shape=tuple(param.shape),
+                offset=start,
+                value=param.detach().view(-1)[start:stop],
+                grad=None if param.grad is None else param.grad.view(-1)[start:stop],
+            )
+            for name, param in self.params.items()
+            for start, stop in (self._own(param.numel()),)
+        ]
+
+    def _own(self, numel: int) -> tuple[int, int]:
+        """The range of a flat parameter that this rank owns."""
+        size = -(-numel // self.world_size)
+        return min(numel, self.rank * size), min(numel, (self.rank + 1) * size)
+
+    def sync_shards(self) -> None:
+        """Make what was written into shards known to all ranks."""
+
+    def clip(self, max_norm: float | None) -> Tensor:
+        """Scale gradients down to `max_norm` (L2, over all parameters); returns the norm before."""
+        params = list(self.params.values())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        if max_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
+        return norm
+
+    def step(self, lr: float) -> bool:
+        """One optimiser step at `lr` (times each group's `lr_scale`); False where fp16 overflowed."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.scaler.get_scale() >= before
+
+    def all_sum(self, values: Sequence[float]) -> list[float]:
+        """Sum each number over ranks."""
+        return list(values)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on all ranks."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on all ranks."""
+        return value
+
+    def pieces(self, values_only: bool) -> Iterator[tuple[str, Shard, Tensor]]:
+        """This rank's own part of the state: (`value` or an optimiser state's name, where, flat tensor)."""
+        for shard in self.shards():
+            yield "value", shard, shard.value
+            state = self.optimizer.state[self.params[shard.name]]
+            for key, tensor in () if values_only else state.items():
+                if isinstance(tensor, Tensor) and tuple(tensor.shape) == shard.shape and tensor.ndim:
+                    stop = shard.offset + shard.value.numel()
+                    yield key, shard, tensor.view(-1)[shard.offset : stop]
+
+    def scalars(self) -> dict[str, Any]:
+        """State that is one number per parameter (Adam's `step`), and the fp16 scale."""
+        states = {
+            name: {
+                key: float(value)
+                for key, value in self.optimizer.state[param].items()
+                if not isinstance(value, Tensor) or value.ndim == 0
+            }
+            for name, param in self.params.items()
+        }
+        return {"optimizer": states, "scaler": self.scaler.state_dict()}
+
+    def load(self, saved: Checkpoint) -> None:
+        """Take over a saved state; optimiser states only where they were saved."""
+        for name, param in self.params.items():
+            param.data.view(-1).copy_(saved.read("value", name))
+            numbers = saved.state.get("optimizer", {}).get(name, {})
+            state: dict[str, Any] = {key: torch.tensor(number) for key, number in numbers.items()}
+            for kind in saved.kinds(name) - {"value"}:
+                moment = saved.read(kind, name)
+                state[kind] = moment.view(param.shape).to(param.device, param.dtype)
+            if state:
+                self.optimizer.state[param] = state
+        if saved.state.get("scaler"):
+            self.scaler.load_state_dict(saved.state["scaler"])
+
+    def close(self) -> None:
+        """Give back what the strategy holds."""
+
+
+class DDP(Single):
+    """One process per device; each holds the whole model, gradients are summed after the backward.
+
+    The buckets of the all-reduce never change, so a resumed run adds in the same order.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self.rank, self.world_size, self.local_rank = rank_environment()
+        self.device = _device(getattr(cfg.trainer, "device", None), self.local_rank)
+        self.distributed = self.world_size > 1
+        if self.distributed:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
+
+    def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
+        super().prepare(model, build_optimizer)
+        for tensor in (*model.parameters(), *model.buffers()) if self.distributed else ():
+            dist.broadcast(tensor.data, 0)
+
+    def _reduce(self) -> None:
+        self._sum([p.grad for p in self.params.values() if p.grad is not None])
+
+    def _sum(self, tensors: Sequence[Tensor]) -> None:
+        """Sum over ranks in place, in buckets."""
+        if not self.distributed:
+            return
+        bucket: list[Tensor] = []
+        for i, tensor in enumerate(tensors):
+            bucket.append(tensor)
+            if sum(t.numel() for t in bucket) < BUCKET and i + 1 < len(tensors):
+                continue
+            flat = torch.cat([t.reshape(-1) for t in bucket])
+            dist.all_reduce(flat)
+            for t, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                t.copy_(part.view_as(t))
+            bucket = []
+
+    def sync_shards(self) -> None:
+        if not self.distributed:
+            return
+        with torch.no_grad():
+            for param in self.params.values():
+                start, stop = self._own(param.numel())
+                for tensor in (param.data, param.grad):
+                    if tensor is not None:  # what others own is zero here, so the sum is the union
+                        flat = tensor.view(-1)
+                        flat[:start], flat[stop:] = 0, 0
+            self._sum([p.data for p in self.params.values()])
+            self._reduce()
+
+    def all_sum(self, values: Sequence[float]) -> list[float]:
+        if not self.distributed:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        numbers: list[float] = total.tolist()
+        return numbers
+
+    def gather(self, value: Any) -> list[Any]:
+        values = [value] * self.world_size
+        if self.distributed:
+            dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        values = [value]
+        if self.distributed:
+            dist.broadcast_object_list(values, 0)
+        return values[0]
+
+    def close(self) -> None:
+        if self.distributed and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _device(name: str | None, local_rank: int) -> torch.device:
+    """The named device, else cuda, else mps, else cpu."""
+    if name is None:
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if not available.get(name, False):
+        there = ", ".join(d for d, ok in available.items() if ok)
+        raise UserError(f"trainer.device={name} is not there; this machine has {there}")
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)

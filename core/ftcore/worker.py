@@ -1,0 +1,71 @@
+"""One local rank: `python -m ftcore.worker RUN_DIR`, started by `launch`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from ftcore.errors import Interrupted, TrainingError, UserError
+from ftcore.run import read_config, train_here
+from ftcore.signals import stop_flag
+
+__all__ = ["main"]
+
+
+def main(run_dir: Path) -> int:
+    """Train as the rank that the environment names; an error is reported to the parent in a file."""
+    _die_with_parent()
+    try:
+        with stop_flag() as stop:
+            train_here(read_config(run_dir), run_dir, stop)
+    except Interrupted as error:
+        _report("interrupted", error, error.exit_code)
+        return error.exit_code
+    except UserError as error:
+        _report("user", error, 2)
+        return 2
+    except BaseException as error:
+        _report("failure", error, 1)
+        return 1
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Leave at once when the parent is gone (killed): nobody would stop this rank any more."""
+    parent = int(os.environ["FTCORE_PARENT"])
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _report(kind: str, error: BaseException, code: int) -> None:
+    rank = int(os.environ["RANK"])
+    quiet = isinstance(error, TrainingError)
+    report = {
+        "rank": rank,
+        "kind": kind,
+        "code": code,
+        "message": str(error) if quiet or kind != "failure" else f"{type(error).__name__}: {error}",
+        "traceback": "" if quiet else traceback.format_exc(),
+        "time": time.time(),
+    }
+    path = Path(os.environ["FTCORE_REPORTS"]) / f"rank-{rank}.json"
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(report))
+    scratch.replace(path)
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a rank that failed must not wait for others in an exit handler
