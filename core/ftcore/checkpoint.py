@@ -25,7 +25,7 @@ from ftcore.errors import UserError
 from ftcore.models import file_hash
 from ftcore.strategies import Strategy
 
-__all__ = ["Checkpoint", "newest", "prune", "save"]
+__all__ = ["Checkpoint", "newest", "prune", "save", "sweep"]
 
 FORMAT = 1
 
@@ -138,10 +138,11 @@ class Checkpoint:
         if bad:
             raise UserError(f"checkpoint {directory} is damaged: {', '.join(bad)}")
         self.state: dict[str, Any] = json.loads((directory / "state.json").read_text())
-        self._files = [
-            safe_open(f, framework="pt") for f in sorted(directory.glob("rank-*.safetensors"))
+        self._files = [safe_open(f, framework="pt") for f in sorted(directory.glob("rank-*.safetensors"))]
+        self._index = [
+            json.loads(f.metadata()["index"])  # type: ignore[no-untyped-call]
+            for f in self._files
         ]
-        self._index = [json.loads(f.metadata()["index"]) for f in self._files]
 
     def kinds(self, name: str) -> set[str]:
         """What was saved of a parameter: `value`, and the optimiser's states."""
@@ -159,7 +160,7 @@ class Checkpoint:
             if key in index:
                 offset, *shape = index[key]
                 size = torch.Size(shape).numel()
-                parts.append((offset, file.get_tensor(key)))
+                parts.append((offset, file.get_tensor(key)))  # type: ignore[no-untyped-call]
         whole = torch.cat([t for _, t in sorted(parts, key=lambda p: p[0])] or [torch.empty(0)])
         if whole.numel() != size:
             raise UserError(
@@ -186,7 +187,7 @@ class Checkpoint:
 
 def newest(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest valid checkpoint, and what is wrong with each newer one."""
-    problems = []
+    problems: list[str] = []
     for directory in sorted(_steps(checkpoints), key=_step, reverse=True):
         try:
             return Checkpoint(directory), problems
@@ -208,6 +209,12 @@ def prune(checkpoints: Path, keep_last: int) -> None:
     for directory in bests[:-1]:  # the newest is the run's own, not yet in a checkpoint
         if directory.name not in wanted:
             shutil.rmtree(directory)
+
+
+def sweep(checkpoints: Path) -> None:
+    """Delete what a killed run left half written."""
+    for directory in checkpoints.glob(".writing-*"):
+        shutil.rmtree(directory)
 
 
 def _steps(checkpoints: Path) -> list[Path]:

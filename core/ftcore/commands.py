@@ -1,4 +1,4 @@
-"""Subcommands: `ftcore plugins`, `ftcore plan`, `ftcore resume`. Each takes its arguments, returns an exit code."""
+"""Subcommands: `plugins`, `plan`, `resume`. Each takes its arguments and returns an exit code."""
 
 from __future__ import annotations
 
@@ -90,8 +90,7 @@ def _plan_text(report: dict[str, Any]) -> str:
     lines.append("hooks (outermost first; wrappers in brackets):")
     for name, found in report["hooks"].items():
         lines.append(
-            f"  {name:<18}"
-            + " > ".join(f"[{f['plugin']}]" if f["wrapper"] else f["plugin"] for f in found)
+            f"  {name:<18}" + " > ".join(f"[{f['plugin']}]" if f["wrapper"] else f["plugin"] for f in found)
         )
     lines.append(
         f"batch: {batch['rows_per_step']} rows = {batch['micro_batch_size']} micro"

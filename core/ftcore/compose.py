@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ftcore import config
 from ftcore.errors import UserError, nearest
@@ -67,7 +67,7 @@ def _register() -> None:
     from hydra.plugins.search_path_plugin import SearchPathPlugin
     from omegaconf import OmegaConf
 
-    class FtcoreSearchPath(SearchPathPlugin):
+    class FtcoreSearchPath(SearchPathPlugin):  # type: ignore[misc]
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
             for name, path in conf_dirs().items():
                 search_path.append(provider=f"ftcore-{name}", path=f"file://{path}")
@@ -129,15 +129,14 @@ def _wants_version_base() -> bool:
     """Hydra 1.3 warns without it, 1.4 warns with it."""
     import hydra
 
-    return hydra.__version__.startswith("1.3")
+    return bool(hydra.__version__.startswith("1.3"))
 
 
 def _convert(cfg: Any) -> config.Config:
     from omegaconf import OmegaConf
 
     selected = _selected()
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
+    plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     plain.pop("hydra", None)
     given = plain.get("plugin") or {}
     for name in given:
@@ -184,7 +183,7 @@ def _absolute(cfg: config.Config) -> config.Config:
         for split in ("train", "validation", "test"):
             setattr(cfg.data, split, absolute(getattr(cfg.data, split)))
     if Path(cfg.model.path).is_dir() or cfg.model.path.startswith((".", "/", "~")):
-        cfg.model.path = absolute(os.path.expanduser(cfg.model.path))
+        cfg.model.path = absolute(str(Path(cfg.model.path).expanduser()))
     cfg.model.add_tokens = absolute(cfg.model.add_tokens)
     return cfg
 
@@ -247,9 +246,7 @@ def _explain_key(key: str, text: str) -> str:
     if last in HINTS:
         return f"no config key '{key}'; use {HINTS[last]}"
     same = [k for k in keys if k.rpartition(".")[2] == last]
-    return f"no config key '{key}'; " + (
-        f"did you mean {' or '.join(same)}?" if same else nearest(key, keys)
-    )
+    return f"no config key '{key}'; " + (f"did you mean {' or '.join(same)}?" if same else nearest(key, keys))
 
 
 def _read_yaml(conf: Path, name: str) -> str:

@@ -121,7 +121,7 @@ class TaskConfig:
 class OptimConfig:
     """AdamW (decoupled decay; none on biases and norms)."""
 
-    lr: float = 1e-4
+    lr: float = 2e-5  # files in conf/model/ set what suits their model
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
@@ -144,7 +144,7 @@ class TrainConfig:
 
     batch_size: int = 16  # per optimiser step, over all ranks
     micro_batch_size: int | None = None  # per forward on one rank; null is batch_size / ranks
-    epochs: float = 5
+    epochs: float = 8
     steps: int | None = None  # wins over epochs
     precision: str = "fp32"
     max_grad_norm: float | None = 1.0
@@ -225,7 +225,7 @@ def from_plain(plain: dict[str, Any]) -> Config:
         else:
             nodes[group] = _typed(schema, node, group)
     rest = {k: v for k, v in plain.items() if k not in nodes and k != "plugin"}
-    cfg = _typed(Config, rest, "")
+    cfg: Config = _typed(Config, rest, "")
     for group, node in nodes.items():
         setattr(cfg, group, node)
     cfg.plugin = {name: dict(options or {}) for name, options in (plain.get("plugin") or {}).items()}

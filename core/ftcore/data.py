@@ -68,9 +68,7 @@ def _files(path: str, split: str) -> list[Path]:
         found = [root]
     else:
         siblings = [f.name for f in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise UserError(
-            f"data.{split}: no such file: {root}; {nearest(root.name, siblings)}".rstrip("; ")
-        )
+        raise UserError(f"data.{split}: no such file: {root}; {nearest(root.name, siblings)}".rstrip("; "))
     for file in found:
         if file.suffix not in SUFFIXES:
             raise UserError(
@@ -184,9 +182,7 @@ def _cut(splits: dict[str, Any], shares: Sequence[float], seed: int, cfg: Config
     import numpy as np
 
     if set(splits) != {"train"}:
-        raise UserError(
-            "data.split cuts data.train alone; take data.validation and data.test away (=null)"
-        )
+        raise UserError("data.split cuts data.train alone; take data.validation and data.test away (=null)")
     train = splits["train"]
     if cfg.data.streaming:
         raise UserError("data.split needs the whole data set; it can't be used with data.streaming")
@@ -217,7 +213,7 @@ def require_columns(there: Sequence[str], names: Sequence[str | None], cfg: Conf
 def label_names(dataset: Any, column: str) -> list[str]:
     """The class names of a label column: the feature's own, or the sorted distinct values."""
     feature = (dataset.features or {}).get(column)
-    if hasattr(feature, "names"):
+    if feature is not None and hasattr(feature, "names"):
         return list(feature.names)
     values = {row[column] for row in dataset} - {None}
     if any(isinstance(v, float) for v in values):

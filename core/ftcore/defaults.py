@@ -12,7 +12,6 @@ from ftcore import data, models
 from ftcore.collate import pad
 from ftcore.config import Config
 from ftcore.contract import Batch, LossTerm, Sampler, Step
-from ftcore.errors import UserError
 from ftcore.plugins import hookimpl
 from ftcore.sampling import LengthBuckets
 from ftcore.store import Rows

@@ -133,9 +133,7 @@ class Hooks:
         return answer
 
     def build_sampler(self, rows: Rows, batch_size: int, seed: int) -> Sampler:
-        answer: Sampler = self.hook.build_sampler(
-            rows=rows, batch_size=batch_size, seed=seed, cfg=self.cfg
-        )
+        answer: Sampler = self.hook.build_sampler(rows=rows, batch_size=batch_size, seed=seed, cfg=self.cfg)
         return answer
 
     def collate(self, examples: Sequence[Mapping[str, Any]], tokenizer: Any, rng: Any) -> Batch:

@@ -102,7 +102,7 @@ def param_options(name: str, param: torch.nn.Parameter) -> dict[str, float] | No
 
 @hookspec(firstresult=True)
 def build_optimizer(params: list[dict[str, Any]], cfg: Config) -> torch.optim.Optimizer:
-    """Return the optimiser for parameter groups (`params`, `lr`, `weight_decay`, `lr_scale`). First result."""
+    """Return the optimiser for groups of `params`, `lr`, `weight_decay` and `lr_scale`. First result."""
 
 
 @hookspec(firstresult=True)
@@ -117,7 +117,9 @@ def on_train_start(state: State) -> None:
 
 @hookspec
 def count_units(batch: Batch) -> dict[str, float]:
-    """Count this micro-batch's units, on the CPU, before any forward. All, merged; a repeated unit is an error.
+    """Count this micro-batch's units, on the CPU, before any forward.
+
+    All, merged; a repeated unit is an error.
 
     Core counts `examples`, `tokens` (trained tokens) and `micro_batches`.
     """
@@ -176,13 +178,11 @@ def on_log(record: dict[str, Any]) -> None:
 
 @hookspec(firstresult=True)
 def eval_weights(shards: Sequence[Shard]) -> Mapping[str, Tensor] | None:
-    """Return other values (1-D, by shard name) to evaluate and export instead of the trained ones. First result."""
+    """Return other values (1-D, by shard name) to evaluate and export with. First result."""
 
 
 @hookspec(firstresult=True)
-def predict(
-    model: torch.nn.Module, batch: Batch, tokenizer: Any, cfg: Config
-) -> Mapping[str, Sequence[Any]]:
+def predict(model: torch.nn.Module, batch: Batch, tokenizer: Any, cfg: Config) -> Mapping[str, Sequence[Any]]:
     """Return columns of predictions, one entry per row of the batch. First result."""
 
 

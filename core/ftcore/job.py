@@ -80,13 +80,9 @@ class Job:
     def save(self, directory: Path, *, values_only: bool = False) -> None:
         """Write a checkpoint of this moment."""
         plugins = {
-            p.name: p.instance.state_dict()
-            for p in self.hooks.plugins
-            if hasattr(p.instance, "state_dict")
+            p.name: p.instance.state_dict() for p in self.hooks.plugins if hasattr(p.instance, "state_dict")
         }
-        checkpoint.save(
-            directory, self.strategy, asdict(self.progress), plugins, values_only=values_only
-        )
+        checkpoint.save(directory, self.strategy, asdict(self.progress), plugins, values_only=values_only)
 
     def interrupted(self) -> NoReturn:
         """Raise for a run that was asked to stop and has saved its state."""
@@ -98,6 +94,8 @@ class Job:
     def resume(self) -> None:
         """Take over the newest valid checkpoint, if there is one; says which were skipped, and why."""
         found, problems = checkpoint.newest(self.checkpoints)
+        if self.strategy.rank == 0:
+            checkpoint.sweep(self.checkpoints)
         for problem in problems:
             self.screen.line(f"warning: {problem}")
         if found is None:
@@ -139,8 +137,9 @@ def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop:
     if strategy.rank != 0:
         prepared = prepare(hooks, tokenizer)  # from the cache
     model = hooks.load_model(tokenizer, prepared.labels)
-    if getattr(model.config, "use_cache", None):
-        model.config.use_cache = False  # no use in training; generation asks for it
+    model_config: Any = model.config
+    if getattr(model_config, "use_cache", None):
+        model_config.use_cache = False  # no use in training; generation asks for it
     strategy.prepare(model, lambda m: build_optimizer(m, hooks))
     job = Job(
         cfg=cfg,

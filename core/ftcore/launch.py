@@ -6,6 +6,7 @@ Signals are passed on; a rank that dies takes the others down, and its own error
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -44,14 +45,14 @@ def launch(ranks: int, run_dir: Path) -> None:
 
         before = {n: signal.signal(n, forward) for n in numbers}
         try:
-            _wait(children)
+            first = _wait(children)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
             for child in children:
                 if child.poll() is None:
                     child.kill()
-        _raise_first(children, Path(reports))
+        _raise(first, children, run_dir, Path(reports))
 
 
 def _start(rank: int, ranks: int, run_dir: Path, reports: Path) -> subprocess.Popen[bytes]:
@@ -82,34 +83,46 @@ def _port(reports: Path) -> str:
     return path.read_text()
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for all; once one has failed, the others get SIGTERM and then 10 seconds."""
-    deadline = None
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Wait for all; returns the ranks that failed first. Then the others get SIGTERM, and 10 seconds."""
+    first: list[int] = []
+    deadline = math.inf
     while any(child.poll() is None for child in children):
-        failed = [c for c in children if c.poll() not in (None, 0)]
-        if failed and deadline is None:
-            deadline = time.monotonic() + GRACE_SECONDS
+        failed = [rank for rank, child in enumerate(children) if child.poll() not in (None, 0)]
+        if failed and not first:
+            first, deadline = failed, time.monotonic() + GRACE_SECONDS
             for child in children:
                 if child.poll() is None:
                     child.terminate()
-        if deadline is not None and time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             for child in children:
                 child.kill()
         time.sleep(0.05)
+    return first or [rank for rank, child in enumerate(children) if child.returncode]
 
 
-def _raise_first(children: Sequence[subprocess.Popen[bytes]], reports: Path) -> None:
-    codes = [child.returncode for child in children]
-    if not any(codes):
+def _raise(
+    first: Sequence[int], children: Sequence[subprocess.Popen[bytes]], run_dir: Path, reports: Path
+) -> None:
+    """Raise what went wrong first: a rank that was killed, else the earliest report."""
+    if not first:
         return
+    for rank in first:
+        if (code := children[rank].returncode) < 0:
+            name = signal.Signals(-code).name
+            raise TrainingError(
+                f"rank {rank} was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''};"
+                f" go on with: ftcore resume {run_dir}"
+            )
     found = [json.loads(f.read_text()) for f in reports.glob("rank-*.json")]
     if not found:
-        rank = next(r for r, code in enumerate(codes) if code)
-        raise TrainingError(f"rank {rank} ended with exit code {codes[rank]} and no message")
-    first = min(found, key=lambda report: report["time"])
-    if first["kind"] == "interrupted":
-        raise Interrupted(first["message"], first["code"])
-    if first["kind"] == "user":
-        raise UserError(first["message"])
-    sys.stderr.write(first["traceback"])
-    raise TrainingError(f"rank {first['rank']}: {first['message']}")
+        raise TrainingError(
+            f"rank {first[0]} ended with exit code {children[first[0]].returncode} and no message"
+        )
+    report = min(found, key=lambda r: r["time"])
+    if report["kind"] == "interrupted":
+        raise Interrupted(report["message"], report["code"])
+    if report["kind"] == "user":
+        raise UserError(report["message"])
+    sys.stderr.write(report["traceback"])
+    raise TrainingError(f"rank {report['rank']}: {report['message']}")

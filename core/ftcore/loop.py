@@ -172,9 +172,7 @@ def _on_weights(job: Job, step: Step, lr: float, terms: dict[str, Tensor | None]
     return total
 
 
-def _regularize(
-    job: Job, shards: list[Shard], step: Step, terms: dict[str, Tensor | None]
-) -> Tensor | None:
+def _regularize(job: Job, shards: list[Shard], step: Step, terms: dict[str, Tensor | None]) -> Tensor | None:
     """The sum of this rank's penalties; their gradients are added to the shards'."""
     values = [shard.value.requires_grad_(True) for shard in shards]
     penalties = job.hooks.regularize(shards, step)
@@ -192,12 +190,13 @@ def _regularize(
 def _log(job: Job, record: dict[str, Any], clock: Clock) -> None:
     """Write a training record; the only place where tensors of a step are read."""
     loss, penalty = record["loss"]
-    mine = {"loss": float(loss) + (0.0 if penalty is None else float(penalty))}
-    mine |= {f"loss/{n}": None if v is None else float(v) for n, v in sorted(record["terms"].items())}
-    losses: dict[str, float | None] = {}
+    mine = {f"loss/{n}": None if v is None else float(v) for n, v in sorted(record["terms"].items())}
+    mine["loss"] = float(loss) + (0.0 if penalty is None else float(penalty))
+    losses: dict[str, float | None] = {"loss": None}
     for part in job.strategy.gather(mine):  # each rank has the share of its own micro-batches
         for name, value in part.items():
-            losses[name] = value if losses.get(name) is None else losses[name] + (value or 0.0)
+            before = losses.get(name)
+            losses[name] = value if before is None else before + (value or 0.0)
     line = {
         "step": job.progress.step,
         "epoch": round(record["epoch"], 4),

@@ -130,9 +130,7 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     name = _tiny(cfg.model)
     path = "" if name else locate(cfg.model)
     try:
-        config = (
-            tiny.config(name) if name else transformers.AutoConfig.from_pretrained(path, **_hub(cfg))
-        )
+        config = tiny.config(name) if name else transformers.AutoConfig.from_pretrained(path, **_hub(cfg))
     except Exception as error:
         raise UserError(f"model.path={cfg.model.path}: {_first_line(error)}") from error
     _check_task(config, cfg, auto_class)
@@ -154,9 +152,7 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
                 path, config=config, dtype=torch.float32, use_safetensors=True, **_hub(cfg)
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"model.path={cfg.model.path} does not load: {_first_line(error)}"
-            ) from error
+            raise UserError(f"model.path={cfg.model.path} does not load: {_first_line(error)}") from error
     if cfg.model.dropout is not None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -242,9 +238,7 @@ def _grow_vocabulary(model: Any, tokenizer: Any, tokens: Sequence[str], cfg: Con
 
 def load_tokenizer_without_additions(cfg: Config) -> Any:
     """The tokenizer as it was pretrained."""
-    return load_tokenizer(
-        dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, add_tokens=None))
-    )
+    return load_tokenizer(dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, add_tokens=None)))
 
 
 def _embeddings(model: Any) -> Iterator[torch.Tensor]:

@@ -131,13 +131,10 @@ def enable(chosen: Mapping[str, Mapping[str, Any]]) -> list[Enabled]:
     return _sort(plugins)
 
 
-def _instantiate(
-    name: str, available: Mapping[str, list[EntryPoint]], options: Mapping[str, Any]
-) -> Enabled:
+def _instantiate(name: str, available: Mapping[str, list[EntryPoint]], options: Mapping[str, Any]) -> Enabled:
     if name not in available:
         raise UserError(
-            f"no plugin '{name}' is installed; {nearest(name, available) or 'none is'}"
-            " (see `ftcore plugins`)"
+            f"no plugin '{name}' is installed; {nearest(name, available) or 'none is'} (see `ftcore plugins`)"
         )
     points = available[name]
     if len(points) > 1:
@@ -180,9 +177,7 @@ def _check_version(name: str, dist: Distribution) -> None:
 
     for text in dist.requires or ():
         requirement = Requirement(text)
-        if requirement.name == "ftcore" and not requirement.specifier.contains(
-            __version__, prereleases=True
-        ):
+        if requirement.name == "ftcore" and not requirement.specifier.contains(__version__, prereleases=True):
             raise UserError(
                 f"plugin '{name}' ({dist.name} {dist.version}) needs ftcore"
                 f"{requirement.specifier}, this is {__version__}; upgrade one of them"
@@ -210,7 +205,7 @@ def check_options(cls: type[Any], name: str, options: Mapping[str, Any]) -> dict
             (
                 f.name,
                 str if f.name in choices else hints[f.name],
-                dataclasses.field(default=f.default, default_factory=f.default_factory),  # type: ignore[call-overload]
+                dataclasses.field(default=f.default, default_factory=f.default_factory),
             )
             for f in fields.values()
         ],

@@ -116,8 +116,7 @@ def _key(hooks: Hooks, tokenizer: Any, raw: str) -> str:
     columns, task = vars(cfg.data.columns), cfg.task.name
     versions = {p.name: (p.version, p.options) for p in hooks.plugins}
     formatters = [
-        (name, versions.get(name, __version__), source)
-        for name, source in hooks.sources("format_examples")
+        (name, versions.get(name, __version__), source) for name, source in hooks.sources("format_examples")
     ]
     parts = (raw, tokenizer_fingerprint(tokenizer), formatters, columns, task, cfg.data.max_length)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
@@ -179,15 +178,12 @@ def _format(
             entries = hooks.format_examples(examples, tokenizer, labels, split)
         except Exception as error:
             row = _blame(hooks, tokenizer, examples, labels, split)
-            where = (
-                f"row {start + row}" if row is not None else f"rows {start}-{start + len(examples) - 1}"
-            )
+            where = f"row {start + row}" if row is not None else f"rows {start}-{start + len(examples) - 1}"
             raise UserError(f"{split} data, {where} (0-based): {error}") from error
         for number, entry in enumerate(entries, start):
             rows = [entry] if isinstance(entry, Mapping) else list(entry)
             audit.add(number, rows)
-            for row in rows:
-                yield {k: v for k, v in row.items() if k != "truncated"}
+            yield from ({k: v for k, v in r.items() if k != "truncated"} for r in rows)
 
 
 def _chunks(dataset: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -216,9 +212,7 @@ def _blame(
 def _judge(audit: Audit, split: str, cfg: Config) -> None:
     """Fail the run where more rows than allowed are cut or unusable."""
     if audit.trained_tokens == 0:
-        raise UserError(
-            f"the {split} data trains on nothing: every label of its {audit.rows} rows is masked"
-        )
+        raise UserError(f"the {split} data trains on nothing: every label of its {audit.rows} rows is masked")
     truncated = audit.truncated / max(1, audit.rows)
     if truncated > cfg.data.max_truncated:
         raise UserError(
@@ -230,6 +224,6 @@ def _judge(audit: Audit, split: str, cfg: Config) -> None:
     if unusable > cfg.data.max_dropped:
         raise UserError(
             f"{audit.dropped + audit.masked} of {audit.examples} rows in the {split} data have an empty"
-            f" text, no label, or nothing to train on (rows {audit.unusable}, 0-based); mend them, or allow it by"
-            f" data.max_dropped={max(unusable, 1e-6):.2g}"
+            f" text, no label, or nothing to train on (rows {audit.unusable}, 0-based); mend them,"
+            f" or allow it by data.max_dropped={max(unusable, 1e-6):.2g}"
         )

@@ -111,12 +111,8 @@ def _git_commit() -> str | None:
     """The commit of the directory ftcore was started in, `+` where files differ from it."""
     try:
         git = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(
-            git, capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "diff", "--quiet", "HEAD"], capture_output=True, timeout=5
-        ).returncode
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        dirty = subprocess.run(["git", "diff", "--quiet", "HEAD"], capture_output=True, timeout=5).returncode
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if dirty else "")
@@ -148,8 +144,8 @@ base_model: {cfg.model.path}
 Made by [ftcore](https://pypi.org/project/ftcore/) {__version__}; plugins: {plugins}.
 {labels}
 Data: {splits} rows, fingerprint {job.prepared.fingerprint}.
-Recipe: {job.progress.step} steps of {cfg.train.batch_size} rows, lr {cfg.optim.lr}, {cfg.train.precision}, seed {cfg.seed};
-all of it in the run's `config.yaml`.
+Recipe: {job.progress.step} steps of {cfg.train.batch_size} rows, lr {cfg.optim.lr},
+{cfg.train.precision}, seed {cfg.seed}; all of it in the run's `config.yaml`.
 
 | metric | value |
 |---|---|

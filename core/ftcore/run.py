@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
@@ -22,6 +22,9 @@ from ftcore.launch import launch
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag, stop_flag
 from ftcore.strategies import local_ranks, rank_environment
+
+if TYPE_CHECKING:
+    from ftcore.job import Job
 
 __all__ = ["read_config", "run", "train_here"]
 
@@ -110,7 +113,7 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag) -> dict[str, Any]:
         job.strategy.close()
 
 
-def _finish(job: Any) -> dict[str, Any]:
+def _finish(job: Job) -> dict[str, Any]:
     """Go back to the best weights, test, export, write `result.json`, drop the checkpoints."""
     from ftcore.evaluation import evaluate
     from ftcore.results import export, write_json
@@ -152,7 +155,7 @@ def _metric(result: dict[str, Any]) -> float:
     return math.nan if value is None else float(value)
 
 
-def _header(job: Any) -> list[tuple[str, str]]:
+def _header(job: Job) -> list[tuple[str, str]]:
     """What is about to run, in at most eight lines."""
     cfg, world = job.cfg, job.strategy.world_size
     micro = cfg.micro_batch_size(world)
@@ -188,9 +191,7 @@ def read_config(run_dir: Path) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run_dir} is no run directory: it has no config.yaml")
-    plain = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(plain, dict)
-    return config.from_plain(plain)  # type: ignore[arg-type]
+    return config.from_plain(cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path))))
 
 
 def _open_directory(cfg: Config, run_dir: Path) -> dict[str, Any] | None:

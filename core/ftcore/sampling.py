@@ -22,9 +22,7 @@ class LengthBuckets:
         pool: batches per pool; 1 is a plain shuffle.
     """
 
-    def __init__(
-        self, lengths: npt.NDArray[np.int64], batch_size: int, seed: int, pool: int = 8
-    ) -> None:
+    def __init__(self, lengths: npt.NDArray[np.int64], batch_size: int, seed: int, pool: int = 8) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed

@@ -250,7 +250,7 @@ class DDP(Single):
                 continue
             flat = torch.cat([t.reshape(-1) for t in bucket])
             dist.all_reduce(flat)
-            for t, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+            for t, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
                 t.copy_(part.view_as(t))
             bucket = []
 
@@ -295,13 +295,7 @@ class DDP(Single):
 def _device(name: str | None, local_rank: int) -> torch.device:
     """The named device, else cuda, else mps, else cpu."""
     if name is None:
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -20,18 +20,15 @@ __all__ = ["main"]
 def main(run_dir: Path) -> int:
     """Train as the rank that the environment names; an error is reported to the parent in a file."""
     _die_with_parent()
-    try:
-        with stop_flag() as stop:
+    with stop_flag() as stop:  # around the reports too: the launcher's SIGTERM must not cut one short
+        try:
             train_here(read_config(run_dir), run_dir, stop)
-    except Interrupted as error:
-        _report("interrupted", error, error.exit_code)
-        return error.exit_code
-    except UserError as error:
-        _report("user", error, 2)
-        return 2
-    except BaseException as error:
-        _report("failure", error, 1)
-        return 1
+        except Interrupted as error:
+            return _report("interrupted", error, error.exit_code)
+        except UserError as error:
+            return _report("user", error, 2)
+        except BaseException as error:
+            return _report("failure", error, 1)
     return 0
 
 
@@ -47,7 +44,8 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _report(kind: str, error: BaseException, code: int) -> None:
+def _report(kind: str, error: BaseException, code: int) -> int:
+    """Leave the error for the parent to show; returns the exit code."""
     rank = int(os.environ["RANK"])
     quiet = isinstance(error, TrainingError)
     report = {
@@ -62,6 +60,7 @@ def _report(kind: str, error: BaseException, code: int) -> None:
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(report))
     scratch.replace(path)
+    return code
 
 
 if __name__ == "__main__":
