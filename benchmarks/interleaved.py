@@ -15,7 +15,7 @@ Variant = Callable[[], float]
 
 
 def compare(variants: Mapping[str, Variant], *, rounds: int = 15, unit: str = "ms", digits: int = 3) -> None:
-    """Time variants and print a table. Each returns one figure (milliseconds a step); the first is the baseline."""
+    """Time variants, each of which returns one figure, and print a table; the first is the baseline."""
     names = list(variants)
     baseline, control = names[0], f"{names[0]} (again)"
     runs = {**variants, control: variants[baseline]}

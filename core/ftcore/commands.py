@@ -33,9 +33,8 @@ def plugins(arguments: Sequence[str]) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     for row in rows:
-        print(
-            f"{row['name']:<16}{row['distribution']} {row['version']}  {row.get('summary') or row.get('error')}"
-        )
+        what = row.get("summary") or row.get("error")
+        print(f"{row['name']:<16}{row['distribution']} {row['version']}  {what}")
     if not rows:
         print("no plugins are installed; they are pip packages such as ftcore-mixout")
     return 0

@@ -29,7 +29,7 @@ from ftcore.evaluation import evaluate
 from ftcore.job import Job, Progress
 from ftcore.optim import lr_factor
 from ftcore.results import append_metrics
-from ftcore.seeding import seed_everything
+from ftcore.seeding import seed_global
 
 __all__ = ["run_step", "train"]
 
@@ -86,7 +86,7 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
     for batch in batches:
         step.micro_batch = batch.micro_batch
         # What dropout draws depends on the micro-batch alone: resuming needs no saved state.
-        seed_everything(cfg.seed, "step", step.index, batch.micro_batch)
+        seed_global(strategy.device, cfg.seed, "step", step.index, batch.micro_batch)
         batch.to(strategy.device)
         outputs = hooks.forward(strategy.model, batch, step)
         answer = hooks.compute_loss(strategy.model, batch, outputs, step)

@@ -15,7 +15,7 @@ import torch
 from ftcore import tiny
 from ftcore.config import Config, ModelConfig
 from ftcore.errors import UserError, nearest
-from ftcore.seeding import derive
+from ftcore.seeding import seed_global
 
 __all__ = ["load_model", "load_tokenizer", "locate", "origin", "set_dropout"]
 
@@ -142,10 +142,11 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     set_dropout(config, cfg.model.dropout)
     loader = getattr(transformers, auto_class)
     # The weights of a tiny model stand in for pretrained ones: the same for every seed.
-    torch.manual_seed(derive(0 if name else cfg.seed, "model"))
+    seed_global(torch.device("cpu"), 0 if name else cfg.seed, "model")
     if name:
         model = loader.from_config(config)
-        torch.manual_seed(derive(cfg.seed, "head"))
+        if labels:
+            _draw_head(model, cfg.seed)
     else:
         try:
             model = loader.from_pretrained(
@@ -161,6 +162,14 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
         _grow_vocabulary(model, tokenizer, _new_tokens(cfg.model.add_tokens), cfg)
     assert isinstance(model, torch.nn.Module)
     return model
+
+
+def _draw_head(model: Any, seed: int) -> None:
+    """Draw a tiny model's classification head from the run's seed, as a pretrained model's new head is."""
+    seed_global(torch.device("cpu"), seed, "head")
+    for name, child in model.named_children():
+        if name != model.base_model_prefix:
+            child.apply(model._init_weights)
 
 
 def _tiny(model: ModelConfig) -> str | None:

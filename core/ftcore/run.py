@@ -168,10 +168,8 @@ def _header(job: Job) -> list[tuple[str, str]]:
         f"{audit.dropped + audit.masked} unusable" if audit.dropped + audit.masked else "",
     ]
     lines = [
-        (
-            "model",
-            f"{cfg.model.path}, {parameters / 1e6:.1f}M parameters, {job.strategy.device}, {cfg.train.precision}",
-        ),
+        ("model", f"{cfg.model.path}, {parameters / 1e6:.1f}M parameters"),
+        ("device", f"{job.strategy.device}, {cfg.train.precision}"),
         ("data", ", ".join([f"{rows} rows", f"longest {audit.longest} tokens", *filter(None, notes)])),
         (
             "batch",

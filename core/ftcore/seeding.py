@@ -8,7 +8,7 @@ import hashlib
 
 import torch
 
-__all__ = ["derive", "generator", "seed_everything"]
+__all__ = ["derive", "generator", "seed_global"]
 
 
 def derive(*key: int | str) -> int:
@@ -22,6 +22,14 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive(*key))
 
 
-def seed_everything(*key: int | str) -> None:
-    """Seed torch's global generators (all devices): what dropout draws from."""
-    torch.manual_seed(derive(*key))
+def seed_global(device: torch.device, *key: int | str) -> None:
+    """Seed torch's global generators of the CPU and of `device`: what dropout draws from.
+
+    Not `torch.manual_seed`: for each device type that is not in use it formats a stack trace, 0.2 ms a call.
+    """
+    seed = derive(*key)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
