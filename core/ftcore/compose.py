@@ -44,19 +44,20 @@ HINTS = {
 
 
 def slug(overrides: Sequence[str]) -> str:
-    """A directory name for a list of overrides, in `[A-Za-z0-9._-]`: the same overrides, the same name.
+    """A directory name for a list of overrides, in `[A-Za-z0-9._-]`: `model-tiny_bert__seed-1`.
 
-    A digest is added where characters were lost, so that different overrides never share a name.
+    The same overrides give the same name in any order. Where characters are lost, or the name is
+    cut, a digest is added, so that different overrides never share a name.
     """
     kept = sorted(o for o in overrides if not o.startswith(UNNAMED))
     if not kept:
         return "default"
-    text = "_".join(kept)
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("=", "-").replace("_", ".")).strip("-.")[:80]
-    plain = all(re.fullmatch(r"[+]?[A-Za-z0-9.]+=[A-Za-z0-9.]+", o) for o in kept)
-    if plain and len(text) <= 80:
+    plain = all(re.fullmatch(r"\+?[A-Za-z0-9_.]+=[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", o) for o in kept)
+    name = "__".join(o.removeprefix("+").replace("=", "-", 1) for o in kept)
+    if plain and len(name) <= 100:
         return name
-    return f"{name.rstrip('-.')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    readable = re.sub(r"[^A-Za-z0-9._]+", "-", name)[:80].strip("-._")
+    return f"{readable}-{hashlib.sha256('|'.join(kept).encode()).hexdigest()[:8]}"
 
 
 def _register() -> None:
@@ -219,9 +220,13 @@ def explain(error: Exception) -> str:
         return "choose several plugins by one list: '+plugin=[a,b]'"
     if found := re.match(r"Could not override '([^']+)'", text):
         return _explain_key(found[1], text)
+    if text.startswith("Could not append to config. An item is already at 'plugin'"):
+        return "no plugin is installed; plugins are pip packages (see `ftcore plugins`)"
     if found := re.match(r"Could not append to config\. An item is already at '([^']+)'", text):
         return f"'{found[1]}' is there already: write it without the +"
     cause = error.__cause__
+    if text.startswith("Error merging override plugin="):  # no plugin is installed: no such group
+        return _explain_key("plugin", text.replace("override plugin=", "+plugin="))
     if text.startswith("Error merging override") and isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key}: wrong type: {str(cause).partition(chr(10))[0]}"
     return text.partition("\n")[0] or type(error).__name__

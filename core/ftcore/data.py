@@ -4,6 +4,7 @@ Nothing here knows tokens; `prepare` formats what this reads.
 """
 
 import csv
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -67,8 +68,9 @@ def _files(path: str, split: str) -> list[Path]:
     elif root.is_file():
         found = [root]
     else:
-        siblings = [f.name for f in root.parent.iterdir()] if root.parent.is_dir() else []
-        raise UserError(f"data.{split}: no such file: {root}; {nearest(root.name, siblings)}".rstrip("; "))
+        close = difflib.get_close_matches(root.name, [f.name for f in root.parent.glob("*")])
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"data.{split}: no such file: {root}{hint}")
     for file in found:
         if file.suffix not in SUFFIXES:
             raise UserError(

@@ -86,6 +86,8 @@ class Screen:
         shown = {k.removeprefix("eval/"): v for k, v in metrics.items() if "group/" not in k}
         text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self._plain(f"step {step:>6}  {text}{'  (best)' if is_best else ''}")
+        if self._progress is not None:
+            self._progress.update(self._task, text=self._text)
 
     def stop(self) -> None:
         """Take the live line away."""
