@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from ftcore import checkpoint
 from ftcore.config import Config
 from ftcore.contract import State
@@ -128,7 +126,6 @@ def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop:
     """Build a run in this process (one of its ranks): strategy, data, model, optimiser, checkpoint."""
     hooks = build_hooks(cfg)
     strategy = hooks.build_strategy()
-    torch.set_float32_matmul_precision("highest")
     show = screen(strategy.rank == 0)
     tokenizer = hooks.load_tokenizer()
     if strategy.rank == 0:

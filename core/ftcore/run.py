@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -39,6 +40,8 @@ def run(cfg: Config, run_dir: Path) -> float:
         UserError: another run's directory, or one that is in use; whatever the data or model lack.
         Interrupted: asked to stop, saved.
     """
+    if cfg.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, by ranks too
     rank, world_size, _ = rank_environment()
     run_dir = run_dir.absolute()
     if rank == 0:
@@ -56,16 +59,17 @@ def run(cfg: Config, run_dir: Path) -> float:
             return _run_locked(cfg, run_dir, world_size)
         finally:
             lock.release()
-    return _metric(_in_place(cfg, run_dir))
+    # A rank of an outside launcher: rank 0 has the lock, and comes to the same conclusion.
+    return _metric(_finished(cfg, run_dir) or _in_place(cfg, run_dir))
 
 
 def _run_locked(cfg: Config, run_dir: Path, world_size: int) -> float:
-    finished = _open_directory(cfg, run_dir)
-    screen = Screen(shown=True)
-    if finished is not None:
+    if (finished := _finished(cfg, run_dir)) is not None:
+        screen = Screen(shown=True)
         screen.line(f"already finished (force=true runs it again): {run_dir}")
         screen.result(finished, str(run_dir))
         return _metric(finished)
+    _take_directory(cfg, run_dir)
     ranks = _ranks(cfg)
     if world_size == 1 and ranks > 1:
         from ftcore.job import build_hooks
@@ -192,32 +196,41 @@ def read_config(run_dir: Path) -> Config:
     return config.from_plain(cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path))))
 
 
-def _open_directory(cfg: Config, run_dir: Path) -> dict[str, Any] | None:
-    """Make the directory this run's own; returns the result where this very run has finished.
+def _finished(cfg: Config, run_dir: Path) -> dict[str, Any] | None:
+    """The result, where this very run has finished here.
 
     Raises:
-        UserError: it holds another run.
+        UserError: the directory holds another run.
     """
-    there = (run_dir / "config.yaml").is_file() and not cfg.force
-    began = (run_dir / "result.json").is_file() or (run_dir / "checkpoints").is_dir()
-    if there and began:
-        before, now = read_config(run_dir).identity(), cfg.identity()
-        if before != now:
-            raise UserError(
-                f"{run_dir} holds a run with another config ({_difference(before, now)});"
-                " set another name=, or force=true to replace it"
-            )
-        if (run_dir / "result.json").is_file():
-            result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
-            return result
-    if not (there and began and cfg.train.resume):
+    if cfg.force or not _has_begun(run_dir):
+        return None
+    before, now = read_config(run_dir).identity(), cfg.identity()
+    if before != now:
+        raise UserError(
+            f"{run_dir} holds a run with another config ({_difference(before, now)});"
+            " set another name=, or force=true to replace it"
+        )
+    if not (run_dir / "result.json").is_file():
+        return None
+    result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
+    return result
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether there is anything to lose: a config alone is what a run that never trained leaves."""
+    trained = (run_dir / "result.json").is_file() or (run_dir / "checkpoints").is_dir()
+    return trained and (run_dir / "config.yaml").is_file()
+
+
+def _take_directory(cfg: Config, run_dir: Path) -> None:
+    """Make the directory this run's own, keeping only what it will resume from."""
+    if cfg.force or not cfg.train.resume or not _has_begun(run_dir):
         for name in OWN:
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     plain = dataclasses.asdict(dataclasses.replace(cfg, force=False))
     OmegaConf.save(OmegaConf.create(plain), run_dir / "config.yaml")
     _point_latest(run_dir)
-    return None
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

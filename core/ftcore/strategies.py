@@ -241,10 +241,8 @@ class DDP(Single):
 
     def _sum(self, tensors: Sequence[Tensor]) -> None:
         """Sum over ranks in place, in buckets."""
-        if not self.distributed:
-            return
         bucket: list[Tensor] = []
-        for i, tensor in enumerate(tensors):
+        for i, tensor in enumerate(tensors if self.distributed else ()):
             bucket.append(tensor)
             if sum(t.numel() for t in bucket) < BUCKET and i + 1 < len(tensors):
                 continue
