@@ -36,7 +36,7 @@ def plugins(arguments: Sequence[str]) -> int:
         what = row.get("summary") or row.get("error")
         print(f"{row['name']:<16}{row['distribution']} {row['version']}  {what}")
     if not rows:
-        print("no plugins are installed; they are pip packages such as ftcore-mixout")
+        print("no plugins are installed; they are pip packages with an entry point in ftcore.plugins")
     return 0
 
 

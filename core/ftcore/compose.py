@@ -22,7 +22,7 @@ __all__ = ["CONF", "compose", "explain", "run_hydra", "slug"]
 HERE = Path(__file__).resolve().parent
 CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
 
-UNNAMED = ("name=", "force=", "offline=", "train.resume=", "train.keep=", "train.keep_last=")
+UNNAMED = tuple(f"{k}=" for k in ("name", "force", "offline", *(f"train.{k}" for k in config.UNESSENTIAL)))
 """Overrides that do not change the run, and so not its directory."""
 
 HINTS = {
@@ -183,8 +183,9 @@ def _absolute(cfg: config.Config) -> config.Config:
     if isinstance(cfg.data, config.FilesData):
         for split in ("train", "validation", "test"):
             setattr(cfg.data, split, absolute(getattr(cfg.data, split)))
-    if Path(cfg.model.path).is_dir() or cfg.model.path.startswith((".", "/", "~")):
-        cfg.model.path = absolute(str(Path(cfg.model.path).expanduser()))
+    for node in (cfg.model, cfg.data) if isinstance(cfg.data, config.HubData) else (cfg.model,):
+        if node.path and (Path(node.path).is_dir() or node.path.startswith((".", "/", "~"))):
+            node.path = absolute(str(Path(node.path).expanduser()))
     cfg.model.add_tokens = absolute(cfg.model.add_tokens)
     return cfg
 
@@ -216,7 +217,7 @@ def explain(error: Exception) -> str:
         return f"no {group} '{name}'; {nearest(name, error.options or ())}"
     if isinstance(error, OverrideParseException):
         return f"can't read '{error.override}': write key=value (`ftcore --help` shows how)"
-    if text.startswith("Multiple values for plugin"):
+    if text.startswith(("Multiple values for plugin", "plugin appears more than once")):
         return "choose several plugins by one list: '+plugin=[a,b]'"
     if found := re.match(r"Could not override '([^']+)'", text):
         return _explain_key(found[1], text)
@@ -242,10 +243,11 @@ def _explain_key(key: str, text: str) -> str:
         plugins = conf_dirs()
         if name in plugins:
             options = re.findall(r"^([A-Za-z_]\w*):", _read_yaml(plugins[name], name), re.M)
-            if rest.partition(".")[2] in options:
+            option = rest.partition(".")[2]
+            if option in options:
                 return f"'{key}' has no effect: '{name}' is not chosen; add +plugin={name}"
-            return f"plugin {name} has no option '{rest.partition('.')[2]}'; {nearest(rest, options)}"
-        return f"no plugin '{name}' is installed; {nearest(name, plugins)}"
+            return f"plugin {name} has no option '{option}'; {nearest(option, options)}"
+        return f"no plugin '{name}' is installed; {nearest(name, plugins) or 'none is'}"
     keys = known_keys()
     last = key.rpartition(".")[2]
     if last in HINTS:

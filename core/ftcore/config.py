@@ -27,6 +27,7 @@ __all__ = [
 
 TASKS = ("classify", "causal_lm", "seq2seq")
 SCHEDULES = ("constant", "linear", "cosine")
+UNESSENTIAL = ("resume", "keep", "keep_last", "log_every")  # of `train`: they change no weight
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -179,7 +180,7 @@ class Config:
         plain = dataclasses.asdict(self)
         for key in ("force", "name", "offline"):
             del plain[key]
-        for key in ("resume", "keep", "keep_last", "log_every"):
+        for key in UNESSENTIAL:
             del plain["train"][key]
         return plain
 
@@ -242,8 +243,9 @@ def _typed(schema: type[Any], node: dict[str, Any], prefix: str) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
     except ConfigKeyError as error:
         key = ".".join(filter(None, (prefix, error.full_key)))
-        known = [f.name for f in dataclasses.fields(error.object_type or schema)]
-        raise UserError(f"no config key '{key}'; {nearest(str(error.key), known)}") from error
+        stem = key.removesuffix(str(error.key))
+        known = [stem + f.name for f in dataclasses.fields(error.object_type or schema)]
+        raise UserError(f"no config key '{key}'; {nearest(key, known)}") from error
     except OmegaConfBaseException as error:
         key = ".".join(filter(None, (prefix, error.full_key)))
         raise UserError(f"{key}: wrong type: {str(error).partition(chr(10))[0]}") from error

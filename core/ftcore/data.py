@@ -7,6 +7,7 @@ import csv
 import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def load(cfg: Config) -> dict[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said once, by us
     data = cfg.data
     splits = _load_files(data) if isinstance(data, FilesData) else _load_hub(data, cfg.offline)
     if data.split is not None:
@@ -201,12 +203,16 @@ def _cut(splits: dict[str, Any], shares: Sequence[float], seed: int, cfg: Config
     return {s: train.select(sorted(rows)) for s, rows in parts.items() if rows}
 
 
+class MissingColumn(UserError):
+    """A fault of the whole split, not of one row."""
+
+
 def require_columns(there: Sequence[str], names: Sequence[str | None], cfg: Config, split: str) -> None:
     """Raise where a needed column is missing, naming those there are; None asks for nothing."""
     keys = {column: key for key, column in vars(cfg.data.columns).items()}
     for name in names:
         if name is not None and name not in there:
-            raise UserError(
+            raise MissingColumn(
                 f"no column '{name}' in the {split} data; there are: {', '.join(there)}"
                 f" (set data.columns.{keys[name]})"
             )

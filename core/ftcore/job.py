@@ -11,7 +11,7 @@ from ftcore import checkpoint
 from ftcore.config import Config
 from ftcore.contract import State
 from ftcore.defaults import Defaults
-from ftcore.errors import Interrupted, UserError
+from ftcore.errors import Interrupted, UserError, nearest
 from ftcore.hooks import Hooks
 from ftcore.optim import build_optimizer
 from ftcore.plugins import enable
@@ -119,7 +119,11 @@ def build_hooks(cfg: Config) -> Hooks:
     if isinstance(cfg.trainer, dict):  # a strategy that a plugin brings: its options are the trainer's
         options = dict(cfg.trainer)
         chosen[options.pop("strategy")] = options
-    return Hooks(Defaults(cfg), enable(chosen), cfg)
+    hooks = Hooks(Defaults(cfg), enable(chosen), cfg)
+    metric, known = (cfg.task.metric or "").lstrip("-").rpartition("/")[2], TASKS[cfg.task.name].METRICS
+    if metric and metric not in known and hooks.implemented("evaluate") == ["core"]:
+        raise UserError(f"task.metric: task={cfg.task.name} has no '{metric}'; {nearest(metric, known)}")
+    return hooks
 
 
 def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop: StopFlag) -> Job:

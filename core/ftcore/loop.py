@@ -108,7 +108,7 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
         "terms": terms,
         "grad_norm": grad_norm,
         "lr": lr,
-        "epoch": progress.step / sampler.steps_per_epoch,
+        "epoch": (progress.step + 1) / sampler.steps_per_epoch,
         "logged": step.logged,
         "stop": stop,
     }

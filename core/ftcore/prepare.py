@@ -176,6 +176,8 @@ def _format(
     for start, examples in _chunks(dataset):
         try:
             entries = hooks.format_examples(examples, tokenizer, labels, split)
+        except data.MissingColumn:
+            raise
         except Exception as error:
             row = _blame(hooks, tokenizer, examples, labels, split)
             where = f"row {start + row}" if row is not None else f"rows {start}-{start + len(examples) - 1}"

@@ -141,7 +141,7 @@ base_model: {cfg.model.path}
 ---
 # {cfg.model.path}, fine-tuned for {cfg.task.name}
 
-Made by [ftcore](https://pypi.org/project/ftcore/) {__version__}; plugins: {plugins}.
+Made by ftcore {__version__}; plugins: {plugins}.
 {labels}
 Data: {splits} rows, fingerprint {job.prepared.fingerprint}.
 Recipe: {job.progress.step} steps of {cfg.train.batch_size} rows, lr {cfg.optim.lr},

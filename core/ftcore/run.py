@@ -69,14 +69,15 @@ def _run_locked(cfg: Config, run_dir: Path, world_size: int) -> float:
         screen.line(f"already finished (force=true runs it again): {run_dir}")
         screen.result(finished, str(run_dir))
         return _metric(finished)
-    _take_directory(cfg, run_dir)
-    ranks = _ranks(cfg)
-    if world_size == 1 and ranks > 1:
-        from ftcore.job import build_hooks
-        from ftcore.prepare import prepare
+    from ftcore.job import build_hooks
+    from ftcore.prepare import prepare
 
-        hooks = build_hooks(cfg)
-        prepare(hooks, hooks.load_tokenizer())  # before ranks start, so that each finds it in the cache
+    # Before anything is replaced, and before ranks start: bad input harms no earlier result, and each
+    # rank finds the formatted data in the cache.
+    hooks, ranks = build_hooks(cfg), _ranks(cfg)
+    prepare(hooks, hooks.load_tokenizer())
+    _take_directory(cfg, run_dir)
+    if world_size == 1 and ranks > 1:
         launch(ranks, run_dir)
         result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
     else:
@@ -172,7 +173,7 @@ def _header(job: Job) -> list[tuple[str, str]]:
         f"{audit.dropped + audit.masked} unusable" if audit.dropped + audit.masked else "",
     ]
     lines = [
-        ("model", f"{cfg.model.path}, {parameters / 1e6:.1f}M parameters"),
+        ("model", f"{cfg.model.path}, {parameters:,} parameters"),
         ("device", f"{job.strategy.device}, {cfg.train.precision}"),
         ("data", ", ".join([f"{rows} rows", f"longest {audit.longest} tokens", *filter(None, notes)])),
         (

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["Screen"]
 
@@ -29,8 +30,9 @@ class Screen:
 
     def header(self, lines: Sequence[tuple[str, str]]) -> None:
         """Name and value of what is about to run, a line each."""
+        width = max(len(name) for name, _ in lines) + 2
         for name, value in lines:
-            self.console.print(f"[bold]{name:<9}[/bold]{value}", markup=True)
+            self.console.print(Text(f"{name:<{width}}", "bold") + Text(value))
 
     def line(self, text: str) -> None:
         """A line that stays."""

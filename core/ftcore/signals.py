@@ -1,4 +1,4 @@
-"""Asking a run to stop: signals become a flag that the loop reads between micro-batches."""
+"""Asking a run to stop: signals become a flag that is read once a step and once an evaluation batch."""
 
 import contextlib
 import signal

@@ -16,6 +16,9 @@ class Task(Protocol):
     METRIC: str
     """Of evaluation, picks the best weights; `-` before it where smaller is better."""
 
+    METRICS: tuple[str, ...]
+    """All that `evaluate` gives."""
+
     AUTO_MODEL: str
     """The transformers class that loads a model for it."""
 

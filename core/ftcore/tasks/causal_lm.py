@@ -11,6 +11,7 @@ from ftcore.config import Config
 from ftcore.contract import Batch, Formatted, LossTerm
 
 METRIC = "-perplexity"
+METRICS: tuple[str, ...] = ("nll", "perplexity")
 AUTO_MODEL = "AutoModelForCausalLM"
 
 

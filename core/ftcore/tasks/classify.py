@@ -12,6 +12,7 @@ from ftcore.errors import UserError
 from ftcore.metrics import classification
 
 METRIC = "accuracy"
+METRICS: tuple[str, ...] = ("accuracy", "macro_f1", "mcc", "nll")
 AUTO_MODEL = "AutoModelForSequenceClassification"
 
 

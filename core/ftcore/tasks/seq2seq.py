@@ -12,6 +12,7 @@ from ftcore.metrics import exact_match, rouge
 from ftcore.tasks.causal_lm import token_nll
 
 METRIC = "rougeL"
+METRICS: tuple[str, ...] = ("exact_match", "rouge1", "rougeL", "nll")
 AUTO_MODEL = "AutoModelForSeq2SeqLM"
 
 
