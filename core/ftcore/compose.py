@@ -140,16 +140,16 @@ def _convert(cfg: Any) -> config.Config:
     plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     plain.pop("hydra", None)
     given = plain.get("plugin") or {}
+    for name in selected:
+        if name not in given:
+            raise UserError(
+                f"plugin/{name}.yaml must start with '# @package plugin.{name}' and give each option"
+            )
     for name in given:
         if name not in selected:
             raise UserError(
                 f"plugin.{name} has options, but '{name}' is not chosen; add +plugin={name}"
                 f" (or take plugin.{name}.* away)"
-            )
-    for name in selected:
-        if name not in given:
-            raise UserError(
-                f"plugin/{name}.yaml must start with '# @package plugin.{name}' and give each option"
             )
     plain["plugin"] = {name: given[name] for name in selected}
     return _absolute(config.from_plain(plain))

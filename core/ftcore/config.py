@@ -186,7 +186,7 @@ class Config:
 
     def micro_batch_size(self, world_size: int) -> int:
         """Rows per forward on one rank; the default shares the batch out over the ranks."""
-        return self.train.micro_batch_size or max(1, self.train.batch_size // world_size)
+        return self.train.micro_batch_size or -(-self.train.batch_size // world_size)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""
@@ -221,7 +221,7 @@ def from_plain(plain: dict[str, Any]) -> Config:
     nodes = {}
     for group, schema in types.items():
         node = plain.get(group) or {}
-        if group == "trainer" and node.get("strategy") not in ("single", "ddp"):
+        if group == "trainer" and node.get("strategy", "single") not in ("single", "ddp"):
             nodes[group] = node
         else:
             nodes[group] = _typed(schema, node, group)
@@ -243,9 +243,9 @@ def _typed(schema: type[Any], node: dict[str, Any], prefix: str) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
     except ConfigKeyError as error:
         key = ".".join(filter(None, (prefix, error.full_key)))
-        stem = key.removesuffix(str(error.key))
-        known = [stem + f.name for f in dataclasses.fields(error.object_type or schema)]
-        raise UserError(f"no config key '{key}'; {nearest(key, known)}") from error
+        known = [f.name for f in dataclasses.fields(error.object_type or schema)]
+        hint = nearest(str(error.key), known, key.removesuffix(str(error.key)))
+        raise UserError(f"no config key '{key}'; {hint}") from error
     except OmegaConfBaseException as error:
         key = ".".join(filter(None, (prefix, error.full_key)))
         raise UserError(f"{key}: wrong type: {str(error).partition(chr(10))[0]}") from error
@@ -298,7 +298,8 @@ def validate(cfg: Config) -> None:
     rule(optim.weight_decay >= 0, "optim.weight_decay", "at least 0", optim.weight_decay)
     rule(optim.warmup >= 0, "optim.warmup", "at least 0", optim.warmup)
     rule(optim.schedule in SCHEDULES, "optim.schedule", f"one of {SCHEDULES}", optim.schedule)
-    rule(len(optim.betas) == 2, "optim.betas", "two numbers", optim.betas)
+    good_betas = len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas)
+    rule(good_betas, "optim.betas", "two numbers in [0, 1)", optim.betas)
     rule(0 <= task.label_smoothing < 1, "task.label_smoothing", "in [0, 1)", task.label_smoothing)
     rule(task.name in TASKS, "task.name", f"one of {TASKS}", task.name)
     rule(data.max_length >= 4, "data.max_length", "at least 4", data.max_length)

@@ -80,7 +80,7 @@ def _files(path: str, split: str) -> list[Path]:
             )
         if file.stat().st_size == 0:
             raise UserError(f"data.{split}: {file} is empty")
-    kinds = {SUFFIXES[f.suffix] for f in found}
+    kinds = {f.suffix for f in found}
     if len(kinds) > 1:
         raise UserError(f"data.{split}: {root} mixes {', '.join(sorted(kinds))} files; keep one kind")
     return found
@@ -90,7 +90,10 @@ def _read(files: Sequence[Path], streaming: bool) -> Any:
     import datasets
 
     kind = SUFFIXES[files[0].suffix]
-    options: dict[str, Any] = {"sep": "\t"} if files[0].suffix == ".tsv" else {}
+    options: dict[str, Any] = {}
+    if kind == "csv":  # words such as NA and None are words; only an empty field is missing
+        options = {"keep_default_na": False, "na_values": [""]}
+        options["sep"] = "\t" if files[0].suffix == ".tsv" else ","
     if kind == "json":
         for file in files:
             _check_json_lines(file)
@@ -101,7 +104,9 @@ def _read(files: Sequence[Path], streaming: bool) -> Any:
     except Exception as error:
         for file in files:
             if kind == "csv":
-                _check_csv(file, options.get("sep", ","))
+                _check_csv(file, options["sep"])
+        if "corresponds to no data" in str(error):
+            raise UserError(f"{files[0]} has no rows") from error
         raise UserError(f"can't read {files[0]}: {_root(error)}") from error
     if not streaming and len(dataset) == 0:
         raise UserError(f"{files[0]} has no rows")
@@ -218,11 +223,15 @@ def require_columns(there: Sequence[str], names: Sequence[str | None], cfg: Conf
             )
 
 
+def class_names(dataset: Any, column: str) -> list[str]:
+    """The names of a `ClassLabel` column, whose values are indices of them; empty for other columns."""
+    return list(getattr((dataset.features or {}).get(column), "names", None) or ())
+
+
 def label_names(dataset: Any, column: str) -> list[str]:
     """The class names of a label column: the feature's own, or the sorted distinct values."""
-    feature = (dataset.features or {}).get(column)
-    if feature is not None and hasattr(feature, "names"):
-        return list(feature.names)
+    if names := class_names(dataset, column):
+        return names
     values = {row[column] for row in dataset} - {None}
     if any(isinstance(v, float) for v in values):
         raise UserError(
@@ -235,10 +244,10 @@ def label_names(dataset: Any, column: str) -> list[str]:
         raise UserError(f"column '{column}' mixes types; make every label a word") from None
 
 
-def fingerprint(cfg: Config, splits: dict[str, Any]) -> str:
-    """Identifies the raw data by content: the files' bytes, or the data sets' own fingerprints."""
+def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
+    """Identifies the raw data by content: the bytes of the config's files (None), or loaded splits' own."""
     digest = hashlib.sha256()
-    if isinstance(cfg.data, FilesData):
+    if splits is None:
         for split in SPLITS:
             for file in _files(path, split) if (path := getattr(cfg.data, split)) else ():
                 digest.update(f"{split}:{file.name}".encode())

@@ -28,10 +28,15 @@ class Interrupted(Exception):
         self.exit_code = exit_code
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest of `known`, or all of them; empty where there are none."""
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A sentence that names the nearest of `known`, or all of them; empty where there are none.
+
+    `prefix` is shown before each name, and plays no part in what is near.
+    """
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    if close:
-        return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
-    return f"known: {', '.join(names)}" if names else ""
+    ratios = {n: difflib.SequenceMatcher(None, name, n).ratio() for n in names}
+    best = max(ratios.values(), default=0.0)
+    if best >= 0.6:
+        close = [n for n in names if ratios[n] >= best - 0.1]
+        return "did you mean " + " or ".join(f"'{prefix}{c}'" for c in close) + "?"
+    return "known: " + ", ".join(prefix + n for n in names) if names else ""

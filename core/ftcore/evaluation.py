@@ -91,12 +91,14 @@ def _metrics(job: Job, predictions: Mapping[str, Sequence[Any]], split: str) -> 
     groups = predictions.get("group")
     if groups is None:
         return metrics
-    name = job.metric.lstrip("-")
+    name = job.metric.lstrip("-").rpartition("/")[2]
     by_group = {}
     for group in sorted(set(groups)):
         picked = [i for i, g in enumerate(groups) if g == group]
         part = {column: [values[i] for i in picked] for column, values in predictions.items()}
         by_group[group] = job.hooks.evaluate(part, job.prepared.labels, split)
-    worst = (max if job.metric.startswith("-") else min)(m[name] for m in by_group.values())
     flat = {f"group/{g}/{k}": v for g, part in by_group.items() for k, v in part.items()}
-    return {**metrics, **flat, f"worst_group/{name}": worst}
+    values = [m[name] for m in by_group.values() if name in m]
+    if values:
+        flat[f"worst_group/{name}"] = max(values) if job.metric.startswith("-") else min(values)
+    return {**metrics, **flat}

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Hooks", "source_hash"]
 
+CHAINED = ("setup_model", "on_export")
+
 
 def source_hash(function: Any) -> str:
     """Hash of the source that a hook implementation may call: its package, or its single file."""
@@ -77,6 +79,11 @@ class Hooks:
     def _check_single_answers(self) -> None:
         for name in hookspecs.names():
             caller = getattr(self._pm.hook, name)
+            wrappers = [i.plugin_name for i in caller.get_hookimpls() if i.wrapper or i.hookwrapper]
+            if name in CHAINED and wrappers:
+                raise UserError(
+                    f"plugin '{wrappers[0]}' wraps {name}, which is passed on and can't be wrapped"
+                )
             if not (caller.spec and caller.spec.opts.get("firstresult")):
                 continue
             answers = [
@@ -191,7 +198,7 @@ class Hooks:
                 f" (implementations: {self.implemented('compute_loss')})"
             )
         for name, term in terms.items():
-            if not isinstance(term, LossTerm) or term.sum.ndim != 0:
+            if not isinstance(term, LossTerm) or getattr(term.sum, "ndim", None) != 0:
                 raise UserError(f"loss term '{name}' must be a LossTerm whose sum is a scalar tensor")
         return terms
 

@@ -97,7 +97,7 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
     lr = cfg.optim.lr * lr_factor(cfg.optim, step.index, total)
     penalty = _on_weights(job, step, lr, terms)
     grad_norm = strategy.clip(cfg.train.max_grad_norm)
-    if cfg.train.precision != "fp16" and not math.isfinite(float(grad_norm)):
+    if cfg.train.precision != "fp16" and not math.isfinite(float(grad_norm + loss)):
         raise TrainingError(_not_finite(job, terms, batches))
     if not strategy.step(lr):
         step.log("skipped_fp16_overflow", 1.0)
@@ -216,9 +216,9 @@ def _not_finite(job: Job, terms: dict[str, Tensor | None], batches: list[Batch])
     values = ", ".join(f"{name} {float(value):g}" for name, value in terms.items() if value is not None)
     rows = [row for batch in batches if not batch.is_filler for row in batch.rows]
     return (
-        f"step {job.progress.step + 1}: the gradient is not finite (loss terms on rank {job.strategy.rank}:"
-        f" {values}; training rows {rows[:32]}); the weights are as before this step. Try a lower optim.lr,"
-        f" or train.precision=fp32"
+        f"step {job.progress.step + 1}: the loss or its gradient is not finite (loss terms on rank"
+        f" {job.strategy.rank}: {values}; training rows {rows[:32]}); the weights are as before this step."
+        " Try a lower optim.lr, or train.precision=fp32"
     )
 
 

@@ -22,11 +22,12 @@ def classification(
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+    several = len({*labels, *predictions}) > 1  # else the correlation is 0, with a warning
     picked: Any = np.asarray(scores)[np.arange(len(labels)), labels]
     return {
         "accuracy": float(accuracy_score(labels, predictions)),
         "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
-        "mcc": float(matthews_corrcoef(labels, predictions)),
+        "mcc": float(matthews_corrcoef(labels, predictions)) if several else 0.0,
         "nll": float(-picked.mean()),
     }
 

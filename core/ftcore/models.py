@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ftcore import tiny
 from ftcore.config import Config, ModelConfig
@@ -152,7 +153,7 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
             model = loader.from_pretrained(
                 path, config=config, dtype=torch.float32, use_safetensors=True, **_hub(cfg)
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"model.path={cfg.model.path} does not load: {_first_line(error)}") from error
     if cfg.model.dropout is not None:
         for module in model.modules():

@@ -16,7 +16,7 @@ def lr_factor(optim: OptimConfig, index: int, total: int) -> float:
 
     The first step already has a rate above zero and the last one still has.
     """
-    warmup = optim.warmup if optim.warmup >= 1 else math.ceil(optim.warmup * total)
+    warmup = optim.warmup if optim.warmup >= 1 else math.ceil(optim.warmup * total - 1e-9)
     if index < warmup:
         return (index + 1) / warmup
     left = (total - index) / max(1.0, total - warmup)

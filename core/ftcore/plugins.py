@@ -177,7 +177,9 @@ def _check_version(name: str, dist: Distribution) -> None:
 
     for text in dist.requires or ():
         requirement = Requirement(text)
-        if requirement.name == "ftcore" and not requirement.specifier.contains(__version__, prereleases=True):
+        if requirement.name != "ftcore" or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        if not requirement.specifier.contains(__version__, prereleases=True):
             raise UserError(
                 f"plugin '{name}' ({dist.name} {dist.version}) needs ftcore"
                 f"{requirement.specifier}, this is {__version__}; upgrade one of them"
@@ -204,7 +206,7 @@ def check_options(cls: type[Any], name: str, options: Mapping[str, Any]) -> dict
         [
             (
                 f.name,
-                str if f.name in choices else hints[f.name],
+                type(choices[f.name][0]) if f.name in choices else hints[f.name],
                 dataclasses.field(default=f.default, default_factory=f.default_factory),
             )
             for f in fields.values()

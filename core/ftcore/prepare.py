@@ -6,6 +6,7 @@ and source. Whatever differs makes other files; nothing is ever invalidated by h
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -42,15 +43,16 @@ class Audit:
     masked: int = 0
     dropped: int = 0
     unusable: list[int] = field(default_factory=list)  # first few examples dropped or masked, 0-based
+    cut: list[int] = field(default_factory=list)  # first few truncated examples, 0-based
 
-    def add(self, example: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Count one example and the rows it became."""
+    def add(self, example: int, rows: Sequence[Mapping[str, Any]], shift: int) -> None:
+        """Count one example and the rows it became; the first `shift` labels of a row train nothing."""
         self.examples += 1
         self.dropped += not rows
         masked = 0
         for row in rows:
             length, labels = len(row["input_ids"]), row.get("labels")
-            trained = length if isinstance(labels, int) or labels is None else _trained(labels)
+            trained = length if isinstance(labels, int) or labels is None else _trained(labels[shift:])
             self.rows += 1
             self.tokens += length
             self.trained_tokens += trained
@@ -59,6 +61,8 @@ class Audit:
             self.truncated_tokens += int(row.get("truncated", 0))
             masked += trained == 0
         self.masked += masked
+        if any(row.get("truncated") for row in rows) and len(self.cut) < 5:
+            self.cut.append(example)
         if (not rows or masked) and len(self.unusable) < 5:
             self.unusable.append(example)
 
@@ -95,7 +99,7 @@ def prepare(hooks: Hooks, tokenizer: Any) -> Prepared:
     raw: dict[str, Any] | None = None
     if not (by_core and isinstance(cfg.data, FilesData)):
         raw = hooks.load_data()
-    key = _key(hooks, tokenizer, data.fingerprint(cfg, raw or {}))
+    key = _key(hooks, tokenizer, data.fingerprint(cfg, raw))
     directory = cache_root() / "data" / key
     if not (directory / "meta.json").is_file():
         _make(hooks, tokenizer, raw if raw is not None else hooks.load_data(), directory)
@@ -173,7 +177,12 @@ def _format(
     hooks: Hooks, tokenizer: Any, dataset: Any, labels: Sequence[str], split: str, audit: Audit
 ) -> Iterator[dict[str, Any]]:
     """Formatted rows of a split, one at a time, counted in `audit`."""
+    column = hooks.cfg.data.columns.label
+    names = data.class_names(dataset, column)
     for start, examples in _chunks(dataset):
+        for example in examples if names else ():
+            index = example[column]  # -1 stands for no label
+            example[column] = None if index is None or index < 0 else names[index]
         try:
             entries = hooks.format_examples(examples, tokenizer, labels, split)
         except data.MissingColumn:
@@ -184,7 +193,7 @@ def _format(
             raise UserError(f"{split} data, {where} (0-based): {error}") from error
         for number, entry in enumerate(entries, start):
             rows = [entry] if isinstance(entry, Mapping) else list(entry)
-            audit.add(number, rows)
+            audit.add(number, rows, shift=int(hooks.cfg.task.name == "causal_lm"))
             yield from ({k: v for k, v in r.items() if k != "truncated"} for r in rows)
 
 
@@ -219,13 +228,18 @@ def _judge(audit: Audit, split: str, cfg: Config) -> None:
     if truncated > cfg.data.max_truncated:
         raise UserError(
             f"{audit.truncated} of {audit.rows} rows in the {split} data are truncated to"
-            f" data.max_length={cfg.data.max_length} tokens (the longest has {audit.longest});"
-            f" raise data.max_length, or allow it by data.max_truncated={truncated:.2g}"
+            f" data.max_length={cfg.data.max_length} tokens (the longest has {audit.longest},"
+            f" examples {audit.cut} (0-based) are cut); raise data.max_length, or allow it by"
+            f" data.max_truncated={_round_up(truncated)}"
         )
     unusable = (audit.dropped + audit.masked) / max(1, audit.examples)
     if unusable > cfg.data.max_dropped:
         raise UserError(
             f"{audit.dropped + audit.masked} of {audit.examples} rows in the {split} data have an empty"
             f" text, no label, or nothing to train on (rows {audit.unusable}, 0-based); mend them,"
-            f" or allow it by data.max_dropped={max(unusable, 1e-6):.2g}"
+            f" or allow it by data.max_dropped={_round_up(unusable)}"
         )
+
+
+def _round_up(share: float) -> float:
+    return math.ceil(share * 1000) / 1000

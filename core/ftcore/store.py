@@ -84,6 +84,10 @@ def write_rows(rows: Iterable[Mapping[str, Any]], directory: Path) -> int:
             count += 1
             if not columns:
                 columns = {name: _kind(value) for name, value in row.items()}
+                if "none" in columns.values():
+                    raise UserError(
+                        f"format_examples: numbers, strings or flat lists are wanted, got {row!r:.200}"
+                    )
                 files = {c: (directory / f"{c}.bin").open("wb") for c in columns}
                 offsets = {c: array("q", [0]) for c, k in columns.items() if k in LISTS}
             if row.keys() != columns.keys():
@@ -110,23 +114,27 @@ def _open(path: Path, dtype: str) -> Array:
 
 
 def _kind(value: Any) -> str:
+    """The column kind that fits a value; `none` where it is no number, string, or flat list of numbers."""
     if isinstance(value, str):
         return "text"
-    is_float = np.asarray(value).dtype.kind == "f" and np.size(value) > 0
-    if np.ndim(value) == 0:
-        return "float" if is_float else "int"
-    return "floats" if is_float else "ints"
+    try:
+        data = np.asarray(value)
+    except ValueError:  # a ragged list of lists
+        return "none"
+    if data.ndim > 1 or data.dtype.kind not in "iubf":
+        return "none"
+    is_float = data.dtype.kind == "f" and data.size > 0
+    return ("float" if is_float else "int") + ("s" if data.ndim else "")
 
 
 def _encode(value: Any, kind: str, where: str) -> Array:
+    found = _kind(value)
+    fits = found == kind or (found.startswith("int") and kind == found.replace("int", "float"))
+    if not fits or kind == "none":
+        raise UserError(f"{where} must be {kind} like the first row's, got {value!r:.80}")
     if kind == "text":
-        if not isinstance(value, str):
-            raise UserError(f"{where} must be a string like the first row's, got {type(value).__name__}")
         return np.frombuffer(value.encode(), dtype=np.uint8)
-    try:
-        data = np.atleast_1d(np.asarray(value))
-        if data.size and kind.startswith("int") and data.dtype.kind not in "iub":
-            raise ValueError
-        return data.astype(DTYPES[kind])
-    except ValueError:
-        raise UserError(f"{where} must be {kind} like the first row's") from None
+    data, dtype = np.atleast_1d(np.asarray(value)), np.dtype(DTYPES[kind])
+    if dtype.kind == "i" and data.size and not -(2**31) <= data.min() <= data.max() < 2**31:
+        raise UserError(f"{where} must be in the range of int32, got {data.min()} to {data.max()}")
+    return data.astype(dtype)

@@ -96,8 +96,9 @@ class Single:
             if not getattr(model, "supports_gradient_checkpointing", False):
                 raise UserError(f"{type(model).__name__} can't do train.gradient_checkpointing")
             # The new name is transformers 5.24's; the old one warns there.
-            enable: Any = getattr(model, "activation_checkpointing_enable", None)
-            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+            name = "activation_checkpointing_enable"
+            enable: Any = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
+            enable({"use_reentrant": False})
         if self.precision != "fp32":
             # Every call of the model runs under autocast, wherever a hook makes it.
             cast = torch.autocast(self.device.type, DTYPES[self.precision])

@@ -35,12 +35,9 @@ def _usable(example: Mapping[str, Any], names: Sequence[str]) -> bool:
 
 
 def _label(value: Any, index: Mapping[str, int], labels: Sequence[str]) -> int:
-    """The class index. A `ClassLabel` column holds indices already; -1 there means no label."""
-    if str(value) in index:
-        return index[str(value)]
-    if isinstance(value, int) and 0 <= value < len(labels):
-        return value
-    raise UserError(f"label '{value}' does not occur in the training data ({', '.join(labels[:20])})")
+    if str(value) not in index:
+        raise UserError(f"label '{value}' does not occur in the training data ({', '.join(labels[:20])})")
+    return index[str(value)]
 
 
 def _encode(texts: Sequence[list[str]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:

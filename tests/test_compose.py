@@ -1,0 +1,163 @@
+"""From overrides to `Config`: names of runs, which plugins were chosen, and errors that say what to write."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.errors import HydraException
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ftcore import UserError
+from ftcore.compose import UNNAMED, compose, explain, known_keys, slug
+
+KEYS = ["seed", "optim.lr", "model", "+plugin", "train.batch_size", "data.train", "+plugin.a_b.rate", "task"]
+VALUE = st.one_of(
+    st.text("ab1._-=+,[]/ ", max_size=12), st.text(max_size=6), st.sampled_from(["1e-4", "a__b", "1", "a"])
+)
+OVERRIDES = st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=4).map(
+    lambda chosen: [f"{key}={value}" for key, value in chosen.items()]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(one=OVERRIDES, other=OVERRIDES)
+def test_different_overrides_never_share_a_name(one: list[str], other: list[str]) -> None:
+    """Whatever the values hold, two sets of overrides have two names."""
+    assume(sorted(one) != sorted(other))
+    assert slug(one) != slug(other)
+
+
+@settings(max_examples=200, deadline=None)
+@given(overrides=OVERRIDES, seed=st.randoms(use_true_random=False))
+def test_name_is_a_directorys_and_does_not_depend_on_the_order(overrides: list[str], seed: Any) -> None:
+    """Letters, digits, dot, dash and underscore, of bounded length, never hidden, the same in any order."""
+    name = slug(overrides)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}", name)
+    shuffled = list(overrides)
+    seed.shuffle(shuffled)
+    assert slug(shuffled) == name
+    assert slug([*shuffled, *(f"{key}x" for key in UNNAMED)]) == name
+
+
+def test_names_are_readable() -> None:
+    """Plain overrides are their own name; a long one keeps its beginning; none is `default`."""
+    assert slug([]) == slug(["name=x"]) == "default"
+    name = slug(["model=tiny_bert", "seed=1"])
+    assert "tiny_bert" in name
+    assert "seed-1" in name
+    assert slug([f"data.train=/{'long/' * 60}file.jsonl"]).startswith("data.train-long-long")
+
+
+def test_nothing_given_is_the_demo() -> None:
+    """`ftcore` alone composes; a model's file sets its rate, and the command line wins over it."""
+    cfg = compose([])
+    assert (cfg.model.path, cfg.optim.lr) == ("ftcore:minilm", 2e-4)
+    assert (cfg.data.source, cfg.task.name, cfg.plugin) == ("files", "classify", {})
+    assert compose(["model=tiny_bert"]).optim.lr == 1e-3
+    assert compose(["model=tiny_bert", "optim.lr=0.5"]).optim.lr == 0.5
+
+
+def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved config means the same from anywhere; what is in the package keeps its name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    cfg = compose(["data=files", "data.train=a.jsonl", "model=pretrained", "model.path=weights"])
+    assert (cfg.data.train, cfg.model.path) == (str(tmp_path / "a.jsonl"), str(tmp_path / "weights"))
+    assert compose(["model=pretrained", "model.path=org/name"]).model.path == "org/name"
+    assert compose([]).data.train == "ftcore:demo_data/train.jsonl"
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`install("alpha", "rate: 0.5")` puts a distribution with a config of that plugin on the path."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(name: str, options: str, package: str = "") -> None:
+        module = f"composed_{name}_{tmp_path.name.replace('-', '_')}"
+        (tmp_path / module / "conf" / "plugin").mkdir(parents=True)
+        (tmp_path / module / "__init__.py").write_text("raise SystemError('never imported to compose')\n")
+        header = package or f"# @package plugin.{name}"
+        (tmp_path / module / "conf" / "plugin" / f"{name}.yaml").write_text(f"{header}\n{options}\n")
+        info = tmp_path / f"ftcore_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ftcore-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[ftcore.plugins]\n{name} = {module}:Technique\n")
+
+    return make
+
+
+def test_chosen_plugins_are_those_selected_in_that_order(install: Any) -> None:
+    """Options come from the plugin's file and the command line; an installed one is not chosen."""
+    for name in ("alpha", "beta", "gamma"):
+        install(name, "rate: 0.5")
+    assert compose([]).plugin == {}
+    cfg = compose(["+plugin=[gamma,alpha]", "plugin.alpha.rate=0.25"])
+    assert list(cfg.plugin.items()) == [("gamma", {"rate": 0.5}), ("alpha", {"rate": 0.25})]
+    assert compose(["+plugin=beta"]).plugin == {"beta": {"rate": 0.5}}
+    assert compose(["+plugin=[]"]).plugin == {}
+
+
+def test_options_of_a_plugin_that_is_not_chosen_are_an_error(install: Any) -> None:
+    """`++plugin.x.p=1` alone would choose x silently."""
+    install("alpha", "rate: 0.5")
+    install("beta", "rate: 0.5")
+    for overrides in (["++plugin.alpha.rate=1"], ["+plugin=beta", "++plugin.alpha.rate=1"]):
+        with pytest.raises(UserError, match=r"plugin\.alpha has options, but 'alpha' is not chosen; add"):
+            compose(overrides)
+
+
+def test_plugin_file_at_the_wrong_place_is_an_error(install: Any) -> None:
+    """A file without its package header names the line that it lacks."""
+    install("alpha", "rate: 0.5", package="# no header")
+    with pytest.raises(UserError, match=r"plugin/alpha\.yaml must start with '# @package plugin\.alpha'"):
+        compose(["+plugin=alpha"])
+
+
+def explained(*overrides: str) -> str:
+    """The one line that the user would see."""
+    with pytest.raises((UserError, HydraException)) as caught:
+        compose(list(overrides))
+    text = str(caught.value) if isinstance(caught.value, UserError) else explain(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=tiny_brt"], r"no model 'tiny_brt'; did you mean 'tiny_bert'"),
+        (["trian.steps=3"], r"no config key 'trian\.steps'; did you mean"),
+        (["train.step=3"], r"no config key 'train\.step'; did you mean 'train\.steps'"),
+        (["lr=3"], r"no config key 'lr'; use optim\.lr$"),
+        (["train.lr=3"], r"no config key 'train\.lr'; use optim\.lr$"),
+        (["max_steps=3"], r"use train\.steps$"),
+        (["batch_size=3"], r"no config key 'batch_size'; did you mean train\.batch_size\?"),
+        (["train.steps=many"], r"train\.steps: wrong type: .*'many'"),
+        (["+seed=3"], r"'seed' is there already: write it without the \+"),
+        (["train.steps"], r"can't read 'train\.steps': write key=value"),
+        (["plugin=alpha"], r"a plugin is added with a plus: \+plugin=alpha"),
+        (["+plugin=alpah"], r"no plugin 'alpah'; did you mean 'alpha'"),
+        (["+plugin=alpha", "+plugin=beta"], r"choose several plugins by one list: '\+plugin=\[a,b\]'"),
+        (["plugin.alpha.rate=1"], r"no effect: 'alpha' is not chosen; add \+plugin=alpha"),
+        (["plugin.alpha.rat=1"], r"plugin alpha has no option 'rat'; did you mean 'rate'\?"),
+        (["+plugin=alpha", "plugin.alpha.rat=1"], r"plugin alpha has no option 'rat'; did you mean 'rate'\?"),
+        (["plugin.alhpa.rate=1"], r"no plugin 'alhpa' is installed; did you mean 'alpha'\?"),
+    ],
+)
+def test_error_of_hydras_becomes_one_line_with_the_cure(
+    install: Any, overrides: list[str], message: str
+) -> None:
+    """What is wrong on the command line, and what to write instead."""
+    install("alpha", "rate: 0.5")
+    install("beta", "rate: 0.5")
+    assert re.search(message, explained(*overrides))
+
+
+def test_known_keys_are_the_dotted_leaves() -> None:
+    """Every source's keys are there, groups themselves are not."""
+    keys = known_keys()
+    assert {"train.steps", "data.columns.text", "data.splits.train", "data.streaming", "seed"} <= set(keys)
+    assert not {"train", "data", "data.columns", "model"} & set(keys)

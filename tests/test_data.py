@@ -1,0 +1,184 @@
+"""Raw data: each format read, cuts and limits, and errors that say which file and line."""
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcore import UserError
+from ftcore.data import fingerprint, label_names, load
+
+JSONL = '{"text": "good", "label": "yes"}\n{"text": "bad, \\"so\\"", "label": "no"}\n'
+CSV = 'text,label\ngood,yes\n"bad, ""so""",no\n'
+ROWS = [{"text": "good", "label": "yes"}, {"text": 'bad, "so"', "label": "no"}]
+
+
+def put(path: Path, content: str | bytes) -> str:
+    """Write a file, with its directories."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def read(config: Any, path: str, **overrides: Any) -> list[dict[str, Any]]:
+    """The training rows of a path."""
+    return list(load(config({"data.train": path, **overrides}))["train"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", JSONL),
+        ("rows.json", "[" + JSONL.strip().replace("\n", ",\n") + "]"),
+        ("rows.csv", CSV),
+        ("rows.tsv", 'text\tlabel\ngood\tyes\n"bad, ""so"""\tno\n'),
+    ],
+)
+def test_each_text_format_gives_the_same_rows(config: Any, tmp_path: Path, name: str, content: str) -> None:
+    """Quotes and commas in a field survive in every format."""
+    assert read(config, put(tmp_path / name, content)) == ROWS
+
+
+def test_parquet_is_read(config: Any, tmp_path: Path) -> None:
+    """A parquet file gives its rows."""
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    assert read(config, str(tmp_path / "rows.parquet")) == ROWS
+
+
+def test_directory_is_its_files_in_order(config: Any, tmp_path: Path) -> None:
+    """Files of one kind are read by name; other files in the directory are not data."""
+    put(tmp_path / "d" / "b.jsonl", '{"text": "second"}\n')
+    put(tmp_path / "d" / "a.jsonl", '{"text": "first"}\n')
+    put(tmp_path / "d" / "README.md", "about")
+    assert read(config, str(tmp_path / "d")) == [{"text": "first"}, {"text": "second"}]
+
+
+@pytest.mark.parametrize("other", ["a.csv", "a.tsv"])
+def test_directory_of_several_kinds_is_an_error(config: Any, tmp_path: Path, other: str) -> None:
+    """Kinds are not mixed: a tab-separated file is not read with commas, either."""
+    put(tmp_path / "d" / other, CSV if other == "a.csv" else CSV.replace(",", "\t"))
+    put(tmp_path / "d" / "b.jsonl" if other == "a.csv" else tmp_path / "d" / "b.csv", JSONL)
+    with pytest.raises(UserError, match="mixes"):
+        read(config, str(tmp_path / "d"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", JSONL + '{"text": "cut o\n', r"a\.jsonl line 3 is broken JSON"),
+        ("a.jsonl", JSONL + "7\n", r"a\.jsonl line 3 is no JSON object"),
+        ("a.csv", CSV + "one,two,three\n", r"a\.csv line 4: 3 fields, the header has 2"),
+        ("a.csv", CSV.encode() + "näher,yes\n".encode("latin-1"), r"a\.csv is not UTF-8"),
+        ("a.csv", "text,label\n", r"a\.csv has no rows"),
+        ("a.jsonl", "", r"a\.jsonl is empty"),
+        ("a.txt", "text", r"can't read '\.txt' files .*known: \.jsonl"),
+        ("b.jsonl", JSONL, r"no such file: .*a\.jsonl; did you mean 'b\.jsonl'\?"),
+    ],
+)
+def test_broken_file_is_named_with_its_line(
+    config: Any, tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    """What is wrong with a file, where, in one line."""
+    put(tmp_path / "data" / name, content)
+    wanted = "a.jsonl" if name == "b.jsonl" else name
+    with pytest.raises(UserError, match=message) as caught:
+        read(config, str(tmp_path / "data" / wanted))
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_pandas_takes_for_missing_stay_words(config: Any, tmp_path: Path) -> None:
+    """A label `None` or a text `NA` of a CSV file is that word; an empty field is empty."""
+    rows = read(config, put(tmp_path / "a.csv", "text,label\nNA,None\nnull,yes\n"))
+    assert rows == [{"text": "NA", "label": "None"}, {"text": "null", "label": "yes"}]
+
+
+def split_ids(config: Any, path: str, **overrides: Any) -> dict[str, list[int]]:
+    """The `id` column of every split."""
+    return {name: list(rows["id"]) for name, rows in load(config({"data.train": path, **overrides})).items()}
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> str:
+    """100 rows, of which every fifth is rare."""
+    lines = [
+        f'{{"id": {i}, "text": "t", "label": "{"rare" if i % 5 == 0 else "often"}"}}' for i in range(100)
+    ]
+    return put(tmp_path / "numbered.jsonl", "\n".join(lines))
+
+
+def test_cut_keeps_each_label_in_proportion_and_every_row_once(config: Any, numbered: str) -> None:
+    """80/10/10 of 100 rows with 20 rare ones has 16, 2 and 2 of those."""
+    parts = split_ids(config, numbered, **{"data.split": [0.8, 0.1, 0.1]})
+    assert {name: len(ids) for name, ids in parts.items()} == {"train": 80, "validation": 10, "test": 10}
+    assert sorted(i for ids in parts.values() for i in ids) == list(range(100))
+    rare = {name: sum(i % 5 == 0 for i in ids) for name, ids in parts.items()}
+    assert rare == {"train": 16, "validation": 2, "test": 2}
+
+
+def test_cut_depends_on_the_split_seed_alone(config: Any, numbered: str) -> None:
+    """Another training seed leaves the splits; another split seed does not."""
+    first, again, other = (
+        split_ids(config, numbered, **{"data.split": [0.5, 0.5, 0.0], "data.split_seed": s, "seed": t})
+        for s, t in ((1, 0), (1, 9), (2, 0))
+    )
+    assert first == again
+    assert first != other
+    assert list(first) == ["train", "validation"]
+
+
+def test_cut_of_given_splits_is_an_error(config: Any, numbered: str) -> None:
+    """`data.split` beside a validation file is refused with the cure."""
+    overrides = {"data.split": [0.8, 0.1, 0.1], "data.validation": numbered}
+    with pytest.raises(UserError, match=r"data\.split cuts data\.train alone.*=null"):
+        split_ids(config, numbered, **overrides)
+
+
+def test_limit_takes_a_shuffled_part_of_each_split(config: Any, numbered: str) -> None:
+    """A limit draws rows by the split seed, not the file's first; a larger one keeps all."""
+    overrides = {"data.validation": numbered, "data.limit.train": 10, "data.limit.validation": 1000}
+    parts = split_ids(config, numbered, **overrides)
+    assert len(set(parts["train"])) == 10
+    assert sorted(parts["train"]) != list(range(10))
+    assert parts["validation"] == list(range(100))
+    assert split_ids(config, numbered, **overrides) == parts
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [(["b", "a", "b"], ["a", "b"]), ([10, 2, 10], ["2", "10"]), ([True, False], ["False", "True"])],
+)
+def test_label_names_are_sorted_distinct_values(values: list[Any], expected: list[str]) -> None:
+    """Numbers sort as numbers; a missing label is no class."""
+    import datasets
+
+    assert label_names(datasets.Dataset.from_dict({"label": [*values, None]}), "label") == expected
+
+
+def test_label_names_of_a_class_label_and_of_fractions() -> None:
+    """A feature's own order stands; fractions are no classes, but whole numbers read as such are."""
+    import datasets
+
+    feature = datasets.Features({"label": datasets.ClassLabel(names=["world", "sports"])})
+    assert label_names(datasets.Dataset.from_dict({"label": [1]}, feature), "label") == ["world", "sports"]
+    with pytest.raises(UserError, match="'label' holds fractions"):
+        label_names(datasets.Dataset.from_dict({"label": [0.5, 1.0]}), "label")
+
+
+def test_fingerprint_is_of_the_content(config: Any, tmp_path: Path) -> None:
+    """One byte of a file, a limit, or another split of it makes another fingerprint; another directory does not."""
+    prints = [
+        fingerprint(config({"data.train": put(tmp_path / folder / "a.jsonl", content), **more}), None)
+        for folder, content, more in [
+            ("one", JSONL, {}),
+            ("two", JSONL, {}),
+            ("three", JSONL.replace("good", "gold"), {}),
+            ("one", JSONL, {"data.limit.train": 1}),
+            ("one", JSONL, {"data.split_seed": 1}),
+        ]
+    ]
+    assert prints[0] == prints[1]
+    assert len(collections.Counter(prints)) == 4

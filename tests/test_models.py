@@ -1,0 +1,182 @@
+"""Models: dropout that is really off, new tokens, heads drawn from the seed, and what can't be loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftcore import UserError, tiny
+from ftcore.config import Config, ModelConfig, TaskConfig
+from ftcore.models import load_model, load_tokenizer, locate, origin, set_dropout
+from ftcore.seeding import seed_global
+from ftcore.tasks import TASKS
+
+TASK = {"tiny_bert": "classify", "tiny_llama": "causal_lm", "tiny_t5": "seq2seq"}
+
+
+def load(path: str, task: str, seed: int = 0, **options: Any) -> Any:
+    """A model with its task's head."""
+    cfg = Config(model=ModelConfig(path=path, **options), task=TaskConfig(name=task), seed=seed, offline=True)
+    labels = ["a", "b", "c"] if task == "classify" else []
+    return load_model(cfg, load_tokenizer(cfg), labels, TASKS[task].AUTO_MODEL)
+
+
+def training_logits(model: Any, seed: int) -> torch.Tensor:
+    """Logits of a fixed input in training mode, dropout drawn from `seed`."""
+    seed_global(torch.device("cpu"), seed)
+    ids = torch.arange(4, 36).view(2, 16)
+    more = {"decoder_input_ids": ids[:, :5]} if model.config.is_encoder_decoder else {}
+    logits: torch.Tensor = model.train()(input_ids=ids, **more).logits.detach()
+    return logits
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[str], str]:
+    """`saved("tiny_bert")`: a directory with a pretrained body (an untied language model for Llama)."""
+
+    def make(name: str) -> str:
+        import transformers
+
+        config = tiny.config(name)
+        config.tie_word_embeddings = False
+        seed_global(torch.device("cpu"), 77)
+        auto = transformers.AutoModelForCausalLM if name == "tiny_llama" else transformers.AutoModel
+        auto.from_config(config).save_pretrained(tmp_path / name)
+        tiny.tokenizer(name).save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return make
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_dropout_is_set_everywhere(name: str) -> None:
+    """At 0 two training passes are equal; at 0.5 they are not."""
+    off, on = (load(f"ftcore:{name}", TASK[name], dropout=p) for p in (0.0, 0.5))
+    assert torch.equal(training_logits(off, 1), training_logits(off, 2))
+    assert not torch.equal(training_logits(on, 1), training_logits(on, 2))
+
+
+def test_dropout_of_none_leaves_the_models_own() -> None:
+    """Without `model.dropout` each stays as its family has it."""
+    model = load("ftcore:tiny_bert", "classify")
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+
+
+def test_layer_dropout_is_only_ever_turned_off() -> None:
+    """Skipping whole layers is another thing: 0 turns it off, other values leave it; configs nest."""
+    import transformers
+
+    config = transformers.BartConfig(encoder_layerdrop=0.2, dropout=0.1, classifier_dropout=0.0)
+    set_dropout(config, 0.3)
+    assert (config.encoder_layerdrop, config.dropout, config.classifier_dropout) == (0.2, 0.3, 0.3)
+    set_dropout(config, 0.0)
+    assert (config.encoder_layerdrop, config.dropout, config.attention_dropout) == (0.0, 0.0, 0.0)
+
+
+def test_tiny_weights_are_pretrained_and_the_head_is_drawn_from_the_seed() -> None:
+    """Another seed changes the classification head and nothing else; the same seed, nothing."""
+    first, again, other = (load("ftcore:tiny_bert", "classify", seed=s).state_dict() for s in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    differing = {name for name in first if not torch.equal(first[name], other[name])}
+    assert differing == {"classifier.weight"}
+    llamas = [load("ftcore:tiny_llama", "causal_lm", seed=s).state_dict() for s in (0, 1)]
+    assert all(torch.equal(llamas[0][name], llamas[1][name]) for name in llamas[0])
+
+
+def test_pretrained_directory_keeps_its_body_and_gets_a_head(saved: Any) -> None:
+    """From files: fp32, the body as saved, a head for the labels, drawn from the seed."""
+    path = saved("tiny_bert")
+    first, other = (load(path, "classify", seed=s) for s in (0, 1))
+    assert first.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert {p.dtype for p in first.parameters()} == {torch.float32}
+    a, b = first.state_dict(), other.state_dict()
+    differing = {name for name in a if not torch.equal(a[name], b[name])}
+    assert differing == {"classifier.weight"}
+    cfg = Config(model=ModelConfig(path=path))
+    assert len(origin(cfg, first)["sha256"]) == 64
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_token_starts_as_the_mean_of_its_pieces(saved: Any, tmp_path: Path, tied: bool) -> None:
+    """Input and output rows of a new token are means of the old ones; a tie stays a tie; old rows stay."""
+    (tmp_path / "tokens.txt").write_text("abc\n\nzq\n", encoding="utf-8")
+    path = "ftcore:tiny_llama" if tied else saved("tiny_llama")
+    options = {"add_tokens": str(tmp_path / "tokens.txt")}
+    before, after = load(path, "causal_lm"), load(path, "causal_lm", **options)
+    grown = load_tokenizer(Config(model=ModelConfig(path=path, **options)))
+    token = grown.convert_tokens_to_ids("abc")
+    assert grown("xabc", add_special_tokens=False)["input_ids"][-1] == token
+    pieces = load_tokenizer(Config(model=ModelConfig(path=path)))("abc", add_special_tokens=False)[
+        "input_ids"
+    ]
+    assert len(pieces) == 3
+    for layer in ("get_input_embeddings", "get_output_embeddings"):
+        old, new = getattr(before, layer)().weight, getattr(after, layer)().weight
+        torch.testing.assert_close(new[token], old[pieces].mean(dim=0))
+        assert torch.equal(new[: len(old)], old)
+        assert len(new) == len(old) + 2
+    assert (after.get_input_embeddings().weight is after.get_output_embeddings().weight) == tied
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "needs"),
+    [
+        ("tiny_bert", "causal_lm", "a decoder"),
+        ("tiny_bert", "seq2seq", "an encoder-decoder"),
+        ("tiny_llama", "seq2seq", "an encoder-decoder"),
+        ("tiny_t5", "causal_lm", "a decoder"),
+    ],
+)
+def test_model_that_cannot_do_the_task_is_refused(name: str, task: str, needs: str) -> None:
+    """The error names the model's family, the task, and what the task needs."""
+    family = name.removeprefix("tiny_")
+    with pytest.raises(
+        UserError, match=f"is a {family} model, which can't do task={task}; that needs {needs}"
+    ):
+        load(f"ftcore:{name}", task)
+
+
+def test_classifier_of_every_family_loads_and_pads() -> None:
+    """Encoders, decoders and T5 all classify; a decoder knows its padding token."""
+    for name in tiny.NAMES:
+        model = load(f"ftcore:{name}", "classify")
+        ids = torch.tensor([[5, 6, tiny.EOS], [7, tiny.EOS, tiny.PAD]])
+        assert model.eval()(input_ids=ids, attention_mask=(ids != 0).long()).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "has no config.json, so it is no model directory"),
+        (["config.json"], r"has no weights \(\*\.safetensors\)$"),
+        (["config.json", "pytorch_model.bin"], r"has no weights .*only pickled weights, which are not read"),
+    ],
+)
+def test_directory_without_readable_weights_is_refused(
+    tmp_path: Path, files: list[str], message: str
+) -> None:
+    """What is missing in the directory is named; pickles are never read."""
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=message):
+        locate(ModelConfig(path=str(tmp_path)))
+
+
+def test_path_that_names_nothing_is_refused(tmp_path: Path) -> None:
+    """No path, a missing directory, a misspelt model of ftcore's."""
+    with pytest.raises(UserError, match=r"model\.path is not set"):
+        locate(ModelConfig())
+    with pytest.raises(UserError, match="no such directory"):
+        locate(ModelConfig(path=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match=r"ftcore:tiny_bret: did you mean 'tiny_bert'"):
+        load("ftcore:tiny_bret", "classify")
+
+
+def test_weights_that_do_not_load_are_one_line(saved: Any) -> None:
+    """A damaged or truncated weights file is the user's error, not a traceback."""
+    weights = Path(saved("tiny_bert")) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model\.path=.* does not load: "):
+        load(str(weights.parent), "classify")

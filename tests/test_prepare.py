@@ -1,0 +1,212 @@
+"""Prepared data: what the cache's key depends on, what the audit counts, and when it fails the run."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ftcore import UserError, hookimpl, plugin
+from ftcore.batches import make_batch
+from ftcore.models import load_tokenizer
+from ftcore.prepare import Prepared, cache_root, prepare
+from ftcore.tasks import TASKS
+
+ROWS = [{"text": "abcd" * (1 + i % 3), "label": "yn"[i % 2]} for i in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An own cache for each test."""
+    monkeypatch.setenv("FTCORE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "data"
+
+
+@pytest.fixture
+def made(config: Any, hooks: Any) -> Any:
+    """`made(overrides, plugin, ..., train=ROWS)`: prepared data."""
+
+    def make(overrides: dict[str, Any] | None = None, *plugins: Any, **splits: Any) -> Prepared:
+        cfg = config(overrides, **{"train": ROWS, **splits})
+        return prepare(hooks(cfg, *plugins), load_tokenizer(cfg))
+
+    return make
+
+
+def rows(prepared: Prepared, split: str = "train") -> list[dict[str, Any]]:
+    """The rows of a split as plain values."""
+    found = [prepared.splits[split][i] for i in range(len(prepared.splits[split]))]
+    return [{k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()} for row in found]
+
+
+@plugin()
+class Numbers:
+    """Formats every text as `count` tokens; fails on the text that it is told."""
+
+    count: int = 2
+    hates: str = "nothing"
+
+    @hookimpl
+    def format_examples(self, examples: Any) -> Any:
+        for example in examples:
+            if example["text"] == self.hates:
+                raise ValueError(f"{self.hates} has no turns")
+        return [{"input_ids": [7] * self.count, "labels": 0} for _ in examples]
+
+
+def test_rows_are_the_texts_bytes_between_start_and_end(made: Any) -> None:
+    """The byte tokenizer's rows, checked by hand; labels are indices of the sorted names."""
+    prepared = made(train=[{"text": "ab", "label": "y"}, {"text": "é", "label": "n"}])
+    a, b = rows(prepared)
+    assert prepared.labels == ["n", "y"]
+    assert (len(a["input_ids"]), a["labels"], a["row"]) == (4, 1, 0)
+    assert (len(b["input_ids"]), b["labels"], b["row"]) == (4, 0, 1)
+    assert a["input_ids"][0] == b["input_ids"][0] == 1
+    assert a["input_ids"][-1] == b["input_ids"][-1] == 2
+
+
+def test_second_time_comes_from_the_cache_with_equal_rows(made: Any, cache: Path) -> None:
+    """Nothing is written again: the files are the same ones, and no scratch is left."""
+    first = made()
+    before = {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()}
+    second = made()
+    assert {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()} == before
+    assert rows(first) == rows(second)
+    assert first.audits == second.audits
+    assert [d.name for d in cache.iterdir()] == [first.fingerprint]
+
+
+def test_key_depends_on_whatever_changes_the_rows(made: Any) -> None:
+    """Length, tokenizer, columns, data, task, and the formatter's options each make other files."""
+    more = [{**row, "other": row["text"]} for row in ROWS]
+    plain = made(train=more).fingerprint
+    others = [
+        made({"data.max_length": 64}, train=more),
+        made({"model.path": "ftcore:tiny_llama"}, train=more),
+        made({"data.columns.text": "other"}, train=more),
+        made({"task.name": "causal_lm"}, train=more),
+        made({}, Numbers(), train=more),
+        made(train=more[1:]),
+    ]
+    assert len({plain, *(p.fingerprint for p in others)}) == 1 + len(others)
+    assert made({"seed": 5, "optim.lr": 0.1}, train=more).fingerprint == plain
+
+
+def test_data_of_a_plugin_is_not_taken_for_that_of_the_files(made: Any) -> None:
+    """A plugin that reads other data beside the same config gets its own rows, not the cached ones."""
+
+    @plugin()
+    class Loads:
+        text: str = "from a plugin"
+
+        @hookimpl
+        def load_data(self) -> Any:
+            import datasets
+
+            return {"train": datasets.Dataset.from_dict({"text": [self.text] * 2, "label": ["n", "y"]})}
+
+    files = made()
+    by_plugin, by_other = made({}, Loads()), made({}, Loads(text="other"))
+    assert [len(r["input_ids"]) for r in rows(by_plugin)] == [15, 15]
+    assert [len(r["input_ids"]) for r in rows(by_other)] == [7, 7]
+    assert len({files.fingerprint, by_plugin.fingerprint, by_other.fingerprint}) == 3
+
+
+def test_audit_counts_what_became_of_every_example(made: Any) -> None:
+    """Rows, tokens, cut tokens and dropped examples, checked by hand."""
+    texts = ["abc", "a" * 10, " ", "ab"]  # 5, 12 and 4 tokens with start and end; one is empty
+    overrides = {"data.max_length": 8, "data.max_dropped": 0.5}
+    audit = made(overrides, train=[{"text": t, "label": "yn"[i % 2]} for i, t in enumerate(texts)]).audits[
+        "train"
+    ]
+    assert (audit.examples, audit.rows, audit.dropped, audit.masked) == (4, 3, 1, 0)
+    assert (audit.tokens, audit.trained_tokens, audit.longest) == (5 + 8 + 4, 17, 12)
+    assert (audit.truncated, audit.truncated_tokens) == (1, 4)
+    assert audit.unusable == [2]
+
+
+@pytest.mark.parametrize("path", ["ftcore:tiny_llama", "ftcore:tiny_t5", "ftcore:tiny_bert"])
+def test_audited_tokens_are_those_that_training_counts(open_tiny: Any, path: str) -> None:
+    """`trained_tokens` is the sum of the loop's unit `tokens` over one epoch."""
+    task = {"ftcore:tiny_llama": "causal_lm", "ftcore:tiny_t5": "seq2seq"}.get(path, "classify")
+    train = [{**row, "target": "xyz"} for row in ROWS]
+    overrides = {"task.name": task, "data.max_length": 9, "data.max_truncated": 1.0}
+    job = open_tiny({"model.path": path, **overrides}, train=train)
+    source = job.prepared.splits["train"]
+    batches = [make_batch(job, source, np.array([row]), 0) for row in range(len(source))]
+    counted = sum(TASKS[task].count_tokens(batch) for batch in batches)
+    assert job.prepared.audits["train"].trained_tokens == counted
+
+
+def test_masked_rows_are_counted_and_fail_the_run(made: Any) -> None:
+    """A row whose labels are all -100 trains on nothing: it is unusable, with its number."""
+
+    @plugin()
+    class Masks:
+        @hookimpl
+        def format_examples(self, examples: Any) -> Any:
+            labels = [[-100, -100] if len(e["text"]) == 12 else [-100, 5] for e in examples]
+            return [{"input_ids": [4, 5], "labels": one} for one in labels]
+
+    with pytest.raises(UserError, match=r"4 of 12 rows .*\(rows \[2, 5, 8, 11\], 0-based\)"):
+        made({"model.path": "ftcore:tiny_llama", "task.name": "causal_lm"}, Masks())
+
+
+@pytest.mark.parametrize("bad", [1, 2, 3, 5])
+def test_cure_that_the_error_proposes_works(made: Any, bad: int) -> None:
+    """Setting what the message says, to the digit, lets the run go on."""
+    long = [{**row, "text": "a" * 40} if i < bad else row for i, row in enumerate(ROWS)]
+    empty = [{**row, "text": " "} if i < bad else row for i, row in enumerate(ROWS)]
+    for key, data in (("data.max_truncated", long), ("data.max_dropped", empty)):
+        overrides = {"data.max_length": 30, key: 0.0}
+        with pytest.raises(UserError, match=rf"{bad} of 12 rows in the train data") as caught:
+            made(overrides, train=data)
+        proposed = re.search(rf"{key}=([0-9.e-]+)", str(caught.value))
+        assert proposed is not None
+        made({**overrides, key: float(proposed[1])}, train=data)
+
+
+def test_rows_cut_to_length_are_named(made: Any) -> None:
+    """Too many truncated rows: how many, the limit, the longest, which, and both ways out."""
+    train = [{**row, "text": "a" * (3 if i != 7 else 60)} for i, row in enumerate(ROWS)]
+    expected = r"1 of 12 rows .*data\.max_length=20 tokens \(the longest has 62.*raise data\.max_length.*"
+    with pytest.raises(UserError, match=expected) as caught:
+        made({"data.max_length": 20, "data.max_truncated": 0.0}, train=train)
+    assert re.search(r"\b7\b", str(caught.value)), "the row is not named"
+
+
+def test_error_of_a_formatter_names_the_row(made: Any) -> None:
+    """One bad example among many is found, in the split that it is in."""
+    bad = [*ROWS[:5], {"text": "poison", "label": "y"}, *ROWS]
+    with pytest.raises(UserError, match=r"validation data, row 5 \(0-based\): poison has no turns"):
+        made({}, Numbers(hates="poison"), validation=bad)
+
+
+def test_formatter_that_loses_examples_is_an_error(made: Any) -> None:
+    """One entry per example is the contract; fewer would shift every row."""
+
+    @plugin()
+    class Loses:
+        @hookimpl
+        def format_examples(self, examples: Any) -> Any:
+            return [{"input_ids": [1], "labels": 0} for _ in examples[1:]]
+
+    with pytest.raises(UserError, match="loses returned 11 entries for 12 examples"):
+        made({}, Loses())
+
+
+def test_single_label_or_missing_column_is_an_error(made: Any) -> None:
+    """Classification needs two classes and its column, and says which key names the column."""
+    with pytest.raises(UserError, match=r"'label' has only the label \['y'\]"):
+        made(train=[{"text": "a", "label": "y"}] * 2)
+    with pytest.raises(UserError, match=r"no column 'txet' .*there are: text, label .*data\.columns\.text"):
+        made({"data.columns.text": "txet"})
+
+
+def test_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """FTCORE_CACHE, else XDG_CACHE_HOME."""
+    assert cache_root() == tmp_path / "cache"
+    monkeypatch.delenv("FTCORE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "ftcore"
