@@ -84,7 +84,9 @@ def _dispatch(arguments: list[str]) -> int:
     from ftcore.compose import run_hydra
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run_hydra(_train, arguments)
+    # Settings may stand among options; Hydra's parser wants them together.
+    settings = [a for a in arguments if "=" in a and not a.startswith("-")]
+    run_hydra(_train, [*settings, *(a for a in arguments if a not in settings)])
     return 0
 
 

@@ -6,14 +6,23 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["plan", "plugins", "resume"]
+from ftcore.errors import UserError
+
+__all__ = ["Parser", "plan", "plugins", "resume"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (`{self.prog} --help` shows how)")
 
 
 def plugins(arguments: Sequence[str]) -> int:
     """List the installed plugins; a broken one is listed with its error and harms nothing."""
-    parser = argparse.ArgumentParser(prog="ftcore plugins", description="List the installed plugins.")
+    parser = Parser(prog="ftcore plugins", description="List the installed plugins.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     from ftcore.plugins import installed
@@ -42,7 +51,7 @@ def plugins(arguments: Sequence[str]) -> int:
 
 def plan(arguments: Sequence[str]) -> int:
     """Show what a command line would do, without loading data or weights."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ftcore plan",
         description="Show what a run would do: plugins in call order, batch arithmetic.",
     )
@@ -100,7 +109,7 @@ def _plan_text(report: dict[str, Any]) -> str:
 
 def resume(arguments: Sequence[str]) -> int:
     """Go on with an unfinished run from its newest valid checkpoint."""
-    parser = argparse.ArgumentParser(prog="ftcore resume", description="Go on with an unfinished run.")
+    parser = Parser(prog="ftcore resume", description="Go on with an unfinished run.")
     parser.add_argument("run_dir", type=Path, help="its directory (runs/latest is the newest)")
     options = parser.parse_args(arguments)
     from ftcore.run import read_config, run

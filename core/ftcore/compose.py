@@ -49,14 +49,17 @@ def slug(overrides: Sequence[str]) -> str:
     The same overrides give the same name in any order. Where characters are lost, or the name is
     cut, a digest is added, so that different overrides never share a name.
     """
-    kept = sorted(o for o in overrides if not o.startswith(UNNAMED))
+    kept = sorted(
+        (o for o in overrides if not o.startswith(UNNAMED)), key=lambda o: (o.startswith("data"), o)
+    )
     if not kept:
         return "default"
     plain = all(re.fullmatch(r"\+?[A-Za-z0-9_.]+=[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", o) for o in kept)
     name = "__".join(o.removeprefix("+").replace("=", "-", 1) for o in kept)
     if plain and len(name) <= 100:
         return name
-    readable = re.sub(r"[^A-Za-z0-9._]+", "-", name)[:80].strip("-._")
+    readable = re.sub(r"[^=,\[\]_]*/", "", name)  # of a path, its last part
+    readable = re.sub(r"[^A-Za-z0-9._]+", "-", readable)[:80].strip("-._")
     return f"{readable}-{hashlib.sha256('|'.join(kept).encode()).hexdigest()[:8]}"
 
 
@@ -90,6 +93,7 @@ def run_hydra(job: Callable[[config.Config, Path], Any], arguments: Sequence[str
     from hydra.types import RunMode
 
     _register()
+    _check_options(arguments)
     failures: list[BaseException] = []
 
     def task(cfg: Any) -> Any:
@@ -108,6 +112,18 @@ def run_hydra(job: Callable[[config.Config, Path], Any], arguments: Sequence[str
     if failures:
         raise failures[0]
     return result
+
+
+def _check_options(arguments: Sequence[str]) -> None:
+    """Refuse options that Hydra does not have, by one line instead of its usage."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> None:
+        raise UserError(f"{message} (`ftcore --help` lists what there is)")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    parser.parse_args(arguments)
 
 
 def compose(overrides: Sequence[str]) -> config.Config:

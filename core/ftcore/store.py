@@ -135,6 +135,10 @@ def _encode(value: Any, kind: str, where: str) -> Array:
     if kind == "text":
         return np.frombuffer(value.encode(), dtype=np.uint8)
     data, dtype = np.atleast_1d(np.asarray(value)), np.dtype(DTYPES[kind])
-    if dtype.kind == "i" and data.size and not -(2**31) <= data.min() <= data.max() < 2**31:
-        raise UserError(f"{where} must be in the range of int32, got {data.min()} to {data.max()}")
+    if dtype.kind == "i" and data.size and not _in_range(data, np.iinfo(dtype)):
+        raise UserError(f"{where} must be in the range of {dtype.name}, got {data.min()} to {data.max()}")
     return data.astype(dtype)
+
+
+def _in_range(data: Array, info: np.iinfo[Any]) -> bool:
+    return bool(info.min <= int(data.min()) and int(data.max()) <= info.max)
