@@ -31,7 +31,9 @@ docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt --group bench
 	$(BIN)/python benchmarks/loop_overhead.py
+	$(BIN)/python benchmarks/loop_overhead.py --demo-model
 	$(BIN)/python benchmarks/throughput.py
 
 clean:

@@ -1,6 +1,8 @@
 """What the unit tests share: caches of their own, and jobs that train in milliseconds."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +25,32 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HF_HOME", str(root / "huggingface"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[[str, int, Path], None]:
+    """`run_ranks(source, world_size, folder)`: a script as gloo ranks, which get the folder as argument."""
+    from torch.distributed import TCPStore
+
+    def run(source: str, world_size: int, folder: Path) -> None:
+        # The ranks meet in this process's store: a port that was only probed for could be taken meanwhile.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        common = {**os.environ, "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
+        common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        command = [sys.executable, "-c", source, str(folder)]
+        ranks = [
+            subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(world_size)
+        ]
+        try:
+            assert [rank.wait(timeout=60) for rank in ranks] == [0] * world_size
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+
+    return run
 
 
 @pytest.fixture

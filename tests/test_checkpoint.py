@@ -1,10 +1,6 @@
 """Checkpoints: bitwise round trips, resuming, two ranks' files read whole, damage, pruning."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +33,25 @@ save(Path(sys.argv[1]) / "step-2", strategy, {"step": 2, "best_weights": ""})
 if strategy.rank == 0:
     whole = {n: [p.detach(), *strategy.optimizer.state[p].values()] for n, p in model.named_parameters()}
     torch.save(whole, Path(sys.argv[1]) / "whole.pt")
+strategy.close()
+"""
+
+BLOCKED = """
+import sys
+from pathlib import Path
+import torch
+from ftcore import UserError
+from ftcore.checkpoint import save
+from ftcore.config import Config, TrainerConfig
+from ftcore.strategies import DDP
+
+strategy = DDP(Config(trainer=TrainerConfig(strategy="ddp", device="cpu")))
+model = torch.nn.Linear(3, 2)
+strategy.prepare(model, lambda m: torch.optim.AdamW(m.parameters()))
+try:
+    save(Path(sys.argv[1], "blocked", "step-2"), strategy, {"step": 2})
+except UserError as error:
+    Path(sys.argv[1], f"refused-{strategy.rank}").write_text(str(error))
 strategy.close()
 """
 
@@ -140,17 +155,9 @@ def test_plugin_state_comes_back_with_its_tensors(open_tiny: Any) -> None:
     assert found.plugin_state("other") is None
 
 
-def test_checkpoint_of_two_ranks_is_read_whole(config: Any, tmp_path: Path) -> None:
+def test_checkpoint_of_two_ranks_is_read_whole(run_ranks: Any, tmp_path: Path) -> None:
     """Two gloo ranks write a part each; one process reads values, moments and steps as rank 0 had them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-c", TWO_RANKS, str(tmp_path)]
-    ranks = [subprocess.Popen(command, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in (0, 1)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-
+    run_ranks(TWO_RANKS, 2, tmp_path)
     assert len(list((tmp_path / "step-2").glob("rank-*.safetensors"))) == 2
     checkpoint = Checkpoint(tmp_path / "step-2")
     whole = torch.load(tmp_path / "whole.pt", weights_only=True)
@@ -159,6 +166,15 @@ def test_checkpoint_of_two_ranks_is_read_whole(config: Any, tmp_path: Path) -> N
             assert torch.equal(checkpoint.read(kind, name), tensor.flatten()), (kind, name)
         assert checkpoint.state["optimizer"][name]["step"] == float(step) == 2.0
     assert all(v.numel() > 1 and not torch.equal(e, torch.zeros_like(e)) for v, _, e, _ in whole.values())
+
+
+def test_directory_that_cannot_be_made_is_an_error_on_every_rank(run_ranks: Any, tmp_path: Path) -> None:
+    """Rank 0 alone makes it; where it can't, no rank waits for it for ever."""
+    (tmp_path / "blocked").write_text("a file in the way")
+    run_ranks(BLOCKED, 2, tmp_path)
+    messages = [(tmp_path / f"refused-{rank}").read_text() for rank in (0, 1)]
+    assert "can't save" in messages[0]
+    assert messages[0] == messages[1]
 
 
 @pytest.mark.parametrize("name", ["rank-00000.safetensors", "state.json", "buffers.safetensors"])

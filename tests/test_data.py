@@ -169,7 +169,7 @@ def test_label_names_of_a_class_label_and_of_fractions() -> None:
 
 
 def test_fingerprint_is_of_the_content(config: Any, tmp_path: Path) -> None:
-    """One byte of a file, a limit, or another split of it makes another fingerprint; another directory does not."""
+    """One byte, a limit, or another split makes another fingerprint; another directory does not."""
     prints = [
         fingerprint(config({"data.train": put(tmp_path / folder / "a.jsonl", content), **more}), None)
         for folder, content, more in [

@@ -93,5 +93,5 @@ def test_row_with_other_columns_is_an_error(tmp_path: Path) -> None:
 )
 def test_value_of_another_kind_is_an_error(tmp_path: Path, first: Any, second: Any) -> None:
     """The row and the column of a value that does not fit the first row's are named."""
-    with pytest.raises(UserError, match="'column' of row 2 must (be|fit) "):
+    with pytest.raises(UserError, match=r"'column' of row 2 must (be|fit) "):
         write_rows([{"column": first}, {"column": second}], tmp_path / "rows")
