@@ -231,6 +231,12 @@ def test_a_checkpoint_that_can_not_be_written_is_one_line(told: Told) -> None:
     assert newest == story.seen["SIGINT"][2]
 
 
+def fill(descriptor: int) -> None:
+    """Write until the disk is full."""
+    while True:
+        os.write(descriptor, bytes(4096))
+
+
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     """A real file system with no room left: exit 2, one line, and what was saved is still whole."""
     disk = tmp_path / "disk"
@@ -242,8 +248,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path) -> No
         process = story.until(4)
         filler = os.open(disk / "filler", os.O_CREAT | os.O_WRONLY)
         with pytest.raises(OSError, match="No space"):
-            while True:
-                os.write(filler, bytes(4096))
+            fill(filler)
         os.close(filler)
         code, output = ended(process)
         assert (code, "Traceback" in output) == (2, False), output
