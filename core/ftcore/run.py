@@ -14,11 +14,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from omegaconf import OmegaConf
 
 from ftcore import checkpoint, config
 from ftcore.config import Config
-from ftcore.errors import UserError
+from ftcore.errors import TrainingError, UserError
 from ftcore.launch import launch
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag, stop_flag
@@ -113,6 +114,12 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag) -> dict[str, Any]:
         job.hooks.on_train_end(job.state(job.progress.step))
         job.screen.result(result, str(run_dir))
         return result
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"step {job.progress.step + 1}: out of memory on {job.strategy.device}; lower"
+            f" train.micro_batch_size (now {cfg.micro_batch_size(job.strategy.world_size)}):"
+            " accumulation follows, the result stays the same"
+        ) from error
     finally:
         job.screen.stop()
         job.strategy.close()
