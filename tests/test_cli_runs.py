@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,8 +30,8 @@ sys.modules["ftcore"] = None  # as where it is not installed
 import torch, transformers
 from transformers import AutoTokenizer
 
-answer, todo = {}, json.loads(sys.argv[1])
-for folder, (auto, rows) in todo.items():
+answer, todo = [], json.loads(sys.argv[1])
+for folder, auto, rows in todo:
     model = getattr(transformers, auto).from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     hits, nll, units = 0, 0.0, 0
@@ -53,7 +52,7 @@ for folder, (auto, rows) in todo.items():
             hits += tokenizer.decode(made, skip_special_tokens=True).strip() == row["target"]
             count = labels.shape[1]
             nll, units = nll + count * float(model(**inputs, labels=labels).loss), units + count
-    answer[folder] = {"nll": nll / units, "hits": hits / len(rows)}
+    answer.append([nll / units, hits / len(rows)])
 print(json.dumps(answer))
 """
 COMMON = ["train.log_every=1", "train.batch_size=8", "optim.lr=5e-3"]
@@ -166,24 +165,25 @@ def test_groups_have_their_own_metrics(tree: Path) -> None:
 
 
 def test_the_exported_model_needs_no_ftcore(tree: Path) -> None:
-    """Plain transformers, where ftcore can't be imported, gets the test metrics of `result.json`."""
-    autos = {
-        pairs_run(tree): ("AutoModelForSequenceClassification", "classify", "test/accuracy"),
-        tree / "fast": ("AutoModelForSequenceClassification", "classify", "test/accuracy"),
-        tree / "text": ("AutoModelForCausalLM", "causal_lm", None),
-        tree / "target": ("AutoModelForSeq2SeqLM", "seq2seq", "test/exact_match"),
+    """Plain transformers, where ftcore can't be imported, gets the result's metrics: the best weights'."""
+    runs_made = {
+        pairs_run(tree): ("AutoModelForSequenceClassification", "classify", "accuracy"),
+        tree / "fast": ("AutoModelForSequenceClassification", "classify", "accuracy"),
+        tree / "text": ("AutoModelForCausalLM", "causal_lm", ""),
+        tree / "target": ("AutoModelForSeq2SeqLM", "seq2seq", "exact_match"),
     }
-    todo = {str(d / "model"): (auto, make_rows(task, 12, 2)) for d, (auto, task, _) in autos.items()}
+    seeds = {"eval": 1, "test": 2}  # of `make_data`
+    cases = [(d, split, *how) for d, how in runs_made.items() for split in seeds]
+    cases.remove((tree / "text", "eval", *runs_made[tree / "text"]))  # it had no validation data
+    todo = [(str(d / "model"), auto, make_rows(task, 12, seeds[split])) for d, split, auto, task, _ in cases]
     command = [sys.executable, "-c", ELSEWHERE, json.dumps(todo)]
     ended = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    found: dict[str, Any] = json.loads(ended.stdout)
-    for run_dir, (_, _, hits) in autos.items():
-        metrics, mine = result(run_dir)["metrics"], found[str(run_dir / "model")]
-        assert mine["nll"] == pytest.approx(metrics["test/nll"], rel=1e-5)
-        if hits:
-            assert mine["hits"] == pytest.approx(metrics[hits])
-        assert f"{metrics['test/nll']:.4f}" in (run_dir / "model" / "README.md").read_text()
+    for (run_dir, split, *_, hits), (nll, share) in zip(cases, json.loads(ended.stdout), strict=True):
+        metrics = result(run_dir)["metrics"]
+        assert nll == pytest.approx(metrics[f"{split}/nll"], rel=1e-5), (run_dir, split)
+        assert not hits or share == pytest.approx(metrics[f"{split}/{hits}"]), (run_dir, split)
+        assert f"{metrics[f'{split}/nll']:.4f}" in (run_dir / "model" / "README.md").read_text()
 
 
 def test_without_validation_data_the_last_weights_count(tree: Path) -> None:

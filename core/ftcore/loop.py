@@ -97,7 +97,8 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
     lr = cfg.optim.lr * lr_factor(cfg.optim, step.index, total)
     penalty = _on_weights(job, step, lr, terms)
     grad_norm = strategy.clip(cfg.train.max_grad_norm)
-    if cfg.train.precision != "fp16" and not math.isfinite(float(grad_norm + loss)):
+    # fp16 gradients may overflow: the step is skipped and the scale lowered. A loss may never.
+    if not math.isfinite(float(loss if cfg.train.precision == "fp16" else loss + grad_norm)):
         raise TrainingError(_not_finite(job, terms, batches))
     if not strategy.step(lr):
         step.log("skipped_fp16_overflow", 1.0)

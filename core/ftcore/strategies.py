@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ftcore.config import Config
 from ftcore.contract import Shard
-from ftcore.errors import UserError
+from ftcore.errors import TrainingError, UserError
 
 if TYPE_CHECKING:
     from ftcore.checkpoint import Checkpoint
@@ -163,6 +163,10 @@ class Single:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.get_scale() < 1:
+            raise TrainingError(
+                "fp16 gradients overflow at every loss scale; use train.precision=bf16 or fp32"
+            )
         return self.scaler.get_scale() >= before
 
     def all_sum(self, values: Sequence[float]) -> list[float]:
