@@ -151,7 +151,8 @@ class Hooks:
 
     def load_model(self, tokenizer: Any, labels: Sequence[str]) -> torch.nn.Module:
         model = self.hook.load_model(cfg=self.cfg, tokenizer=tokenizer, labels=labels)
-        answer: torch.nn.Module = self._chain("setup_model", model, cfg=self.cfg)
+        new: frozenset[str] = getattr(model, "ftcore_new", frozenset())
+        answer: torch.nn.Module = self._chain("setup_model", model, cfg=self.cfg, new=new)
         return answer
 
     def param_options(self, name: str, param: torch.nn.Parameter) -> dict[str, float]:
@@ -201,6 +202,9 @@ class Hooks:
             if not isinstance(term, LossTerm) or getattr(term.sum, "ndim", None) != 0:
                 raise UserError(f"loss term '{name}' must be a LossTerm whose sum is a scalar tensor")
         return terms
+
+    def on_backward_end(self, model: torch.nn.Module, step: Step) -> None:
+        self.hook.on_backward_end(model=model, step=step)
 
     def regularize(self, shards: Sequence[Shard], step: Step) -> dict[str, Tensor]:
         return self._merge("regularize", shards=shards, step=step)

@@ -88,10 +88,11 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str]) -> torch.nn.M
 
 
 @hookspec
-def setup_model(model: torch.nn.Module, cfg: Config) -> torch.nn.Module | None:
+def setup_model(model: torch.nn.Module, cfg: Config, new: frozenset[str]) -> torch.nn.Module | None:
     """Change the model after its pretrained weights are loaded, before the strategy takes it.
 
-    All, each getting what the one before returned; None leaves the model as it is.
+    All, each getting what the one before returned; None leaves the model as it is. `new` names the
+    parameters that the checkpoint did not have, drawn from the seed (a classification head).
     """
 
 
@@ -146,6 +147,14 @@ def compute_loss(model: torch.nn.Module, batch: Batch, outputs: Any, step: Step)
             terms = yield
             terms["mine"] = LossTerm(sum=..., unit="examples", weight=self.weight)
             return terms
+    """
+
+
+@hookspec
+def on_backward_end(model: torch.nn.Module, step: Step) -> None:
+    """After the last backward of a step, before gradients are summed over ranks. Notify.
+
+    What was changed in the model for the forward passes is put back here: later hooks see the weights.
     """
 
 

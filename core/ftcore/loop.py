@@ -93,6 +93,7 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
         share = _weigh(answer, units, batch.is_filler, terms)
         strategy.backward(share)
         loss = loss + share.detach()
+    hooks.on_backward_end(strategy.model, step)
     strategy.finish_gradients()
     lr = cfg.optim.lr * lr_factor(cfg.optim, step.index, total)
     penalty = _on_weights(job, step, lr, terms)

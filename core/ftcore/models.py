@@ -121,6 +121,8 @@ def load_tokenizer(cfg: Config) -> Any:
 def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: str) -> torch.nn.Module:
     """The pretrained model with the head `auto_class` gives it; a new head is drawn from `seed`.
 
+    Its attribute `ftcore_new` names the parameters that the checkpoint did not have.
+
     Raises:
         UserError: a model that is not there, has no weights, or can't do the task.
     """
@@ -146,13 +148,18 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     seed_global(torch.device("cpu"), 0 if name else cfg.seed, "model")
     if name:
         model = loader.from_config(config)
-        if labels:
-            _draw_head(model, cfg.seed)
+        new = _draw_head(model, cfg.seed) if labels else []
     else:
         try:
-            model = loader.from_pretrained(
-                path, config=config, dtype=torch.float32, use_safetensors=True, **_hub(cfg)
+            model, found = loader.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **_hub(cfg),
             )
+            new = found["missing_keys"]
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"model.path={cfg.model.path} does not load: {_first_line(error)}") from error
     if cfg.model.dropout is not None:
@@ -161,16 +168,21 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
                 module.p = cfg.model.dropout
     if cfg.model.add_tokens:
         _grow_vocabulary(model, tokenizer, _new_tokens(cfg.model.add_tokens), cfg)
+    model.ftcore_new = frozenset(new) & {n for n, _ in model.named_parameters()}
     assert isinstance(model, torch.nn.Module)
     return model
 
 
-def _draw_head(model: Any, seed: int) -> None:
-    """Draw a tiny model's classification head from the run's seed, as a pretrained model's new head is."""
+def _draw_head(model: Any, seed: int) -> list[str]:
+    """Draw a tiny model's classification head from the run's seed, as a pretrained model's new head is.
+
+    Returns the names of its parameters.
+    """
     seed_global(torch.device("cpu"), seed, "head")
     for name, child in model.named_children():
         if name != model.base_model_prefix:
             child.apply(model._init_weights)
+    return [n for n, _ in model.named_parameters() if n.partition(".")[0] != model.base_model_prefix]
 
 
 def _tiny(model: ModelConfig) -> str | None:

@@ -69,7 +69,14 @@ def describe_run(job: Job) -> dict[str, Any]:
     return {
         "ftcore": __version__,
         "plugins": [
-            {"name": p.name, "distribution": p.distribution, "version": p.version, "options": p.options}
+            {
+                "name": p.name,
+                "distribution": p.distribution,
+                "version": p.version,
+                "options": p.options,
+                # What the plugin did to this model, where it says so.
+                **({"describes": p.instance.describe()} if hasattr(p.instance, "describe") else {}),
+            }
             for p in job.hooks.plugins
         ],
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
@@ -82,6 +89,7 @@ def describe_run(job: Job) -> dict[str, Any]:
             **models.origin(cfg, model),
             "class": type(model).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),
+            "new_parameters": sorted(getattr(model, "ftcore_new", ())),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
         "world_size": job.strategy.world_size,
