@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 CLASSES = ("late delivery", "refund", "praise")
@@ -58,13 +59,13 @@ def runs(many: Sequence[Sequence[str]], cwd: Path) -> list[subprocess.CompletedP
 
 FORKS = """
 import json, os, sys
-import datasets, sklearn.metrics, torch, transformers
+import datasets, hydra.main, sklearn.metrics, torch, transformers
 from ftcore.cli import main
 
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     if (child := os.fork()) == 0:
         for stream in (1, 2):
-            os.dup2(os.open(f"{number}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
+            os.dup2(os.open(f"{sys.argv[2]}/{number}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
         sys.argv = ["ftcore", *arguments]
         code = main()
         sys.stdout.flush()
@@ -78,21 +79,21 @@ def run_forks(
     many: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str] | None = None
 ) -> list[subprocess.CompletedProcess[str]]:
     """`run` of many command lines in processes forked off one that has imported torch: seconds less each."""
-    ended = subprocess.run(
-        [sys.executable, "-c", FORKS, json.dumps(many)],
-        cwd=cwd,
-        env=environment(cwd) | dict(env or {}),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ended.returncode == 0, ended.stderr
-    codes = [int(code) for code in ended.stdout.split()]
-    return [
-        subprocess.CompletedProcess(
-            arguments, code, *((cwd / f"{number}.{stream}").read_text() for stream in (1, 2))
+    with TemporaryDirectory(dir=cwd) as said:
+        ended = subprocess.run(
+            [sys.executable, "-c", FORKS, json.dumps(many), said],
+            cwd=cwd,
+            env=environment(cwd) | dict(env or {}),
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
-        for number, (arguments, code) in enumerate(zip(many, codes, strict=True))
+        assert ended.returncode == 0, ended.stderr
+        texts = [[(Path(said) / f"{i}.{stream}").read_text() for stream in (1, 2)] for i in range(len(many))]
+    codes = map(int, ended.stdout.split())
+    return [
+        subprocess.CompletedProcess(arguments, code, *text)
+        for arguments, code, text in zip(many, codes, texts, strict=True)
     ]
 
 

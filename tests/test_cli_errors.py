@@ -168,11 +168,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
         is_run = "=" in found[0]
         return found + ["model=tiny_bert"] * (is_run and not given & {"model", "model.path"})
 
+    tables = [[words(line) for line, _ in table.values()] for table in (CONFIG, DATA | MODEL)]
     with ThreadPoolExecutor(2) as pool:
-        later = {**DATA, **MODEL}
-        forked = pool.submit(run_forks, [words(line) for line, _ in later.values()], d, env)
-        quick = pool.map(lambda case: run(words(case[0]), d, env), CONFIG.values())
-        return dict(zip(CONFIG, quick, strict=True)) | dict(zip(later, forked.result(), strict=True))
+        halves = list(pool.map(lambda lines: run_forks(lines, d, env), tables))
+    return dict(zip([*CONFIG, *DATA, *MODEL], halves[0] + halves[1], strict=True))
 
 
 @pytest.mark.parametrize("name", [*CONFIG, *DATA, *MODEL])

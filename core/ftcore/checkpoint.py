@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,31 +45,40 @@ def save(
             before stays valid.
     """
     scratch = directory.parent / f".writing-{directory.name}"
-    error = ""
-    try:
-        if strategy.rank == 0:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-        strategy.all_sum([0])  # no rank writes before the directory is there
+    is_first = strategy.rank == 0
+
+    def write() -> None:
         _write_rank(scratch, strategy, values_only)
-        if strategy.rank == 0:
+        if is_first:
             _write_state(scratch, {"format": FORMAT, **state, **strategy.scalars()}, plugins or {})
-    except (OSError, SafetensorError) as failure:
-        error = str(failure)
-    errors = [e for e in strategy.gather(error) if e]
-    if not errors and strategy.rank == 0:
-        try:
-            _commit(scratch, directory)
-        except OSError as failure:
-            errors = [str(failure)]
-    errors = strategy.broadcast(errors)
-    if errors:
-        if strategy.rank == 0:
+
+    # All ranks go through the same exchanges, whatever fails on one of them.
+    errors = [strategy.broadcast(_attempt(lambda: _make(scratch)) if is_first else "")]
+    if not any(errors):
+        errors = strategy.gather(_attempt(write))
+    if not any(errors):
+        errors = [strategy.broadcast(_attempt(lambda: _commit(scratch, directory)) if is_first else "")]
+    if any(errors):
+        if is_first:
             shutil.rmtree(scratch, ignore_errors=True)
         raise UserError(
-            f"can't save {directory}: {errors[0]}; earlier checkpoints are intact:"
+            f"can't save {directory}: {next(filter(None, errors))}; earlier checkpoints are intact:"
             f" make room and run `ftcore resume {directory.parent.parent}`"
         )
+
+
+def _attempt(action: Callable[[], None]) -> str:
+    """What the disk has against it; empty where it went well."""
+    try:
+        action()
+    except (OSError, SafetensorError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _make(scratch: Path) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
 
 
 def _write_rank(directory: Path, strategy: Strategy, values_only: bool) -> None:
