@@ -58,8 +58,9 @@ def slug(overrides: Sequence[str]) -> str:
     name = "__".join(o.removeprefix("+").replace("=", "-", 1) for o in kept)
     if plain and len(name) <= 100:
         return name
-    readable = re.sub(r"[^=,\[\]_]*/", "", name)  # of a path, its last part
-    readable = re.sub(r"[^A-Za-z0-9._]+", "-", readable)[:80].strip("-._")
+    last = [re.sub(r"[^=,\[\]]*/(?=[^,\[\]/])", "", o) for o in kept]  # of a path, its last part
+    readable = "__".join(o.removeprefix("+").replace("=", "-", 1) for o in last)
+    readable = re.sub(r"[^A-Za-z0-9._]+", "-", readable)[:80].strip("-._") or "run"
     return f"{readable}-{hashlib.sha256('|'.join(kept).encode()).hexdigest()[:8]}"
 
 
