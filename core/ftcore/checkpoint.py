@@ -147,6 +147,10 @@ class Checkpoint:
         if bad:
             raise UserError(f"checkpoint {directory} is damaged: {', '.join(bad)}")
         self.state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+        if self.state["format"] != FORMAT:
+            raise UserError(
+                f"checkpoint {directory} has format {self.state['format']}, this ftcore reads {FORMAT}"
+            )
         self._files = [safe_open(f, framework="pt") for f in sorted(directory.glob("rank-*.safetensors"))]
         self._index = [
             json.loads(f.metadata()["index"])  # type: ignore[no-untyped-call]

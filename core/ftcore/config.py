@@ -279,6 +279,7 @@ def validate(cfg: Config) -> None:
     }
     for key, value in positive.items():
         rule(value is None or value >= 1, key, "at least 1", value)
+    rule(data.split_seed >= 0, "data.split_seed", "at least 0", data.split_seed)
     rule(train.epochs > 0, "train.epochs", "above 0", train.epochs)
     rule(
         (train.micro_batch_size or 1) <= train.batch_size,

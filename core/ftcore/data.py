@@ -233,7 +233,7 @@ def label_names(dataset: Any, column: str) -> list[str]:
     if names := class_names(dataset, column):
         return names
     values = {row[column] for row in dataset} - {None}
-    if any(isinstance(v, float) for v in values):
+    if any(isinstance(v, float) and not v.is_integer() for v in values):
         raise UserError(
             f"column '{column}' holds fractions, so it is no class label; "
             "classification needs words or whole numbers"

@@ -13,7 +13,8 @@ __all__ = ["derive", "generator", "seed_global"]
 
 def derive(*key: int | str) -> int:
     """A 63-bit seed from the key, the same on every machine (`hash()` is not)."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    plain = tuple(k if isinstance(k, str) else int(k) for k in key)  # numpy's integers print otherwise
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
