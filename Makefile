@@ -35,6 +35,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/loop_overhead.py --demo-model
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/one_gradient.py
+	$(BIN)/python benchmarks/mixout.py
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
