@@ -4,7 +4,7 @@
     python benchmarks/mixout.py --memory [--model llama]
 
 The demo model on the demo data, or a Llama of 19 million weights on rows of 256 tokens; 1,024 tokens a step
-or more, in four micro-batches. Every block trains on the same rows. `--memory` prints the peak of each variant,
+or more, in four micro-batches. Every block trains on the same rows. `--memory` prints each variant's peak,
 each in a process of its own.
 """
 
