@@ -3,9 +3,9 @@
     python benchmarks/mixout.py [--model llama] [--rounds 15]
     python benchmarks/mixout.py --memory [--model llama]
 
-The demo model on the demo data, or a Llama of 19 million weights on rows of 256 tokens; 1,024 tokens a step
-or more, in four micro-batches. Every block trains on the same rows. `--memory` prints each variant's peak,
-each in a process of its own.
+The demo model on the demo data, or a Llama of 19 million weights on rows of 264 tokens: more than 1,024
+tokens a step, in four micro-batches; every block trains on the same rows. `--cpu-time` counts the time of one
+thread, which others on the machine hardly change. `--memory` prints peaks, each in a process of its own.
 """
 
 import argparse
