@@ -3,21 +3,21 @@
 import pytest
 import torch
 
-from ftcore_mixout._mask import CHUNK, keep, mask_key
+from ftcore_mixout._mask import CHUNK, draw, mask_key
 
 CPU = torch.device("cpu")
 KEY = mask_key(1, 2, -1, "layer")
 
 
 def bits(key: bytes, p: float = 0.5, stop: int = 1 << 18) -> torch.Tensor:
-    return keep(key, p, 0, stop, CPU)
+    return draw(key, p, 0, stop, CPU) > 0
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (7, 70_000), (CHUNK - 3, CHUNK + 3), (65_536, 65_536)])
 def test_a_bit_does_not_depend_on_the_range_it_is_asked_for_in(start: int, stop: int) -> None:
     """Shards of any offset see the bits of the whole."""
     whole = bits(KEY, 0.7, CHUNK + 10)
-    assert torch.equal(keep(KEY, 0.7, start, stop, CPU), whole[start:stop])
+    assert torch.equal(draw(KEY, 0.7, start, stop, CPU) > 0, whole[start:stop])
 
 
 def test_a_mask_is_the_same_for_any_number_of_threads() -> None:
@@ -36,6 +36,13 @@ def test_masks_are_pinned() -> None:
     """A mask must not change between versions: a resumed run would train on another."""
     assert "".join(str(int(b)) for b in bits(KEY, 0.5, 40)) == "0111110000110001001111101101110000100000"
     assert bits(KEY).sum().item() == 131_187
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.7, 0.9])
+def test_what_is_kept_is_one_over_its_chance(p: float) -> None:
+    """0 or 1 / (1-p), so that the mean is 1."""
+    values = {0.0, 1 / (1 - p)} if p else {1.0}
+    assert draw(KEY, p, 0, 999, CPU).unique().tolist() == pytest.approx(sorted(values))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.7, 0.9, 0.999])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore_mixout._mask import keep, mask_key
+from ftcore_mixout._mask import draw, mask_key
 from ftcore_mixout._mix import decay_, factor, mix, slice_factor
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def pair(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor
 
 def mask_by_hand(p: float, features: int | None) -> torch.Tensor:
     """The mask of a weight, one element at a time."""
-    drawn = keep(KEY, p, 0, 35, CPU)
+    drawn = draw(KEY, p, 0, 35, CPU) > 0
     mask = torch.empty(SHAPE, dtype=torch.float64)
     for row, column in itertools.product(range(5), range(7)):
         index = {1: column, 0: row, None: row * 7 + column}[features]

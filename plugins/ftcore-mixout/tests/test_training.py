@@ -20,7 +20,7 @@ from ftcore.loop import run_step, train
 from ftcore.optim import lr_factor
 from ftcore.plugins import Enabled
 from ftcore.results import describe_run, export
-from ftcore_mixout._mask import keep, mask_key
+from ftcore_mixout._mask import draw, mask_key
 
 STEPS = 3
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def naive_mask(job: Any, name: str, shape: Any, number: int, p: float, column: bool) -> torch.Tensor:
     """A weight's mask, filled in by hand."""
     mask, key = torch.empty(shape), mask_key(job.cfg.seed, job.progress.step, number, name)
-    drawn = keep(key, p, 0, mask.numel(), CPU)
+    drawn = draw(key, p, 0, mask.numel(), CPU) > 0
     for i, j in itertools.product(*map(range, shape)):
         mask[i, j] = float(drawn[j] if column else drawn[i * shape[1] + j])
     return mask

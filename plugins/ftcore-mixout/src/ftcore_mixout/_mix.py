@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ftcore_mixout._mask import keep
+from ftcore_mixout._mask import draw
 
 __all__ = ["decay_", "factor", "mix", "slice_factor"]
 
@@ -26,8 +26,9 @@ def factor(key: bytes, p: float, shape: Sequence[int], features: int | None, dev
             (the paper's mixout). None draws one for each element.
     """
     size = prod(shape) if features is None else shape[features]
-    kept = keep(key, p, 0, size, device).float().div_(1 - p)
-    return kept.view([n if features in (None, axis) else 1 for axis, n in enumerate(shape)])
+    return draw(key, p, 0, size, device).view(
+        [n if features in (None, axis) else 1 for axis, n in enumerate(shape)]
+    )
 
 
 def slice_factor(
@@ -41,7 +42,7 @@ def slice_factor(
 ) -> Tensor:
     """Elements `start` to `stop` of the flattened whole factor: what a rank needs that owns a shard."""
     if features is None:
-        return keep(key, p, start, stop, device).float().div_(1 - p)
+        return draw(key, p, start, stop, device)
     row = prod(shape[features + 1 :])
     which = torch.arange(start, stop, device=device).div_(row, rounding_mode="floor") % shape[features]
     return factor(key, p, shape, features, device).view(-1)[which]
