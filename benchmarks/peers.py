@@ -1,5 +1,6 @@
 """The same model and rows, trained three ways: ftcore's step, a bare PyTorch loop, Hugging Face's Trainer."""
 
+import dataclasses
 import math
 import os
 import tempfile
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 
 from ftcore import hookimpl, plugin
 from ftcore.compose import compose
+from ftcore.config import OptimConfig
 from ftcore.contract import Sampler
 from ftcore.job import Job, build_hooks, open_job
 from ftcore.loop import run_step
@@ -79,9 +81,16 @@ def ftcore_steps(job: Job, steps: int, *, per_token: bool = False) -> Callable[[
 
 
 def bare(job: Job, steps: int) -> Callable[[], float]:
-    """The same steps by hand: same rows, same padding, same optimiser, nothing else."""
+    """The same steps by hand: same rows, same padding, same optimiser, nothing else.
+
+    First checks that it is the same: one gradient norm for the first step's rows, dropout off.
+    """
     model, rows = job.strategy.model, job.prepared.splits["train"]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    vectors = [p for p in model.parameters() if p.ndim < 2]  # not decayed, as in the other two loops
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=1e-5, fused=True
+    )
     sampler: Sampler = job.hooks.build_sampler(rows, job.cfg.train.batch_size, 0)
     position = 0
 
@@ -94,6 +103,16 @@ def bare(job: Job, steps: int) -> Callable[[], float]:
             ids[i, : len(e["input_ids"])] = e["input_ids"]
             mask[i, : len(e["input_ids"])] = 1
         return torch.from_numpy(ids), torch.from_numpy(mask), torch.tensor([e["labels"] for e in examples])
+
+    model.eval()
+    ids, mask, labels = batch(sampler(0, 0))
+    F.cross_entropy(model(input_ids=ids, attention_mask=mask).logits, labels).backward()
+    by_hand = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    optimizer.zero_grad()
+    at_rate_zero = dataclasses.replace(job, cfg=dataclasses.replace(job.cfg, optim=OptimConfig(lr=0.0)))
+    ours = float(run_step(at_rate_zero, sampler, 10**6)["grad_norm"])
+    assert math.isclose(ours, by_hand, rel_tol=1e-5), (ours, by_hand)
+    model.train()
 
     def run() -> float:
         nonlocal position
@@ -153,6 +172,7 @@ def trainer(job: Job, steps: int, *, per_token: bool = False) -> Callable[[], fl
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            log_level="error",
             use_cpu=True,
             logging_steps=10**6,
             seed=int(time.time()) % 10_000,
