@@ -69,6 +69,7 @@ def ftcore_steps(job: Job, steps: int, *, per_token: bool = False) -> Callable[[
     sampler = job.hooks.build_sampler(job.prepared.splits["train"], job.cfg.train.batch_size, 0)
 
     def run() -> float:
+        job.progress.step = 0  # every block trains on the same rows
         tokens, started = job.progress.tokens, time.perf_counter()
         for _ in range(steps):
             run_step(job, sampler, 10**6)
@@ -92,7 +93,6 @@ def bare(job: Job, steps: int) -> Callable[[], float]:
         [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=1e-5, fused=True
     )
     sampler: Sampler = job.hooks.build_sampler(rows, job.cfg.train.batch_size, 0)
-    position = 0
 
     def batch(numbers: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         examples = [rows[int(n)] for n in numbers]
@@ -115,9 +115,8 @@ def bare(job: Job, steps: int) -> Callable[[], float]:
     model.train()
 
     def run() -> float:
-        nonlocal position
         started = time.perf_counter()
-        for _ in range(steps):
+        for position in range(steps):
             epoch, within = divmod(position, sampler.steps_per_epoch)
             ids, mask, labels = batch(sampler(epoch, within))
             loss = F.cross_entropy(model(input_ids=ids, attention_mask=mask).logits, labels)
@@ -126,7 +125,6 @@ def bare(job: Job, steps: int) -> Callable[[], float]:
             assert math.isfinite(float(norm))
             optimizer.step()
             optimizer.zero_grad()
-            position += 1
         return (time.perf_counter() - started) / steps * 1000
 
     return run
