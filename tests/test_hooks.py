@@ -187,10 +187,30 @@ def test_model_is_passed_through_in_the_order_of_selection(over_core: Any) -> No
         def setup_model(self, cfg: Any, model: Any) -> None:
             self.seen = len(model)
 
-    model = over_core(Wraps(), first := Inspects()).load_model(None, [])
-    assert (first.seen, len(model)) == (1, 1)
+    model, pretrained = over_core(Wraps(), first := Inspects()).load_model(None, [])
+    assert (first.seen, len(model), pretrained) == (1, 1, {})
     over_core(early := Inspects(), Wraps()).load_model(None, [])
     assert early.seen == 0
+
+
+def test_pretrained_values_are_copied_where_a_plugin_needs_them(over_core: Any) -> None:
+    """They are flat, by name, and as they were loaded: before any `setup_model` writes into the model."""
+
+    @plugin(needs=("pretrained",))
+    class Pulls:
+        @hookimpl
+        def load_model(self) -> Any:
+            return torch.nn.Linear(2, 3)
+
+        @hookimpl
+        def setup_model(self, model: Any) -> None:
+            self.loaded = model.weight.detach().clone()
+            torch.nn.init.zeros_(model.weight)
+
+    model, pretrained = over_core(pulls := Pulls()).load_model(None, [])
+    assert torch.equal(pretrained["weight"], pulls.loaded.flatten())
+    assert pretrained.keys() == {"weight", "bias"}
+    assert not model.weight.any()
 
 
 def test_wrapper_around_a_chained_hook_is_refused(over_core: Any) -> None:

@@ -23,6 +23,8 @@ torch.manual_seed(strategy.rank)
 model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1))  # 12, 3, 3 and 1 elements
 strategy.prepare(model, lambda m: torch.optim.SGD(m.parameters()))
 report = {"start": [p.flatten().tolist() for p in model.parameters()]}
+strategy.pretrained = {"0.weight": torch.arange(12.0)}
+report["pretrained"] = [None if s.pretrained is None else s.pretrained.tolist() for s in strategy.shards()]
 x = torch.arange(4.0).view(1, 4) * (1 + strategy.rank)
 strategy.backward(model[0](x).sum())  # the last layer has no gradient on any rank
 strategy.finish_gradients()
@@ -74,6 +76,14 @@ def test_each_element_is_owned_by_exactly_one_rank(ranks: Any) -> None:
         owned = [i for _, _, offset, count in parts for i in range(offset, offset + count)]
         assert sorted(owned) == list(range(size))
         assert len(parts) == 3
+
+
+def test_pretrained_values_are_sharded_like_the_weights(ranks: Any) -> None:
+    """Each rank has its own slice; a parameter that was not loaded has none."""
+    weight = [rank["pretrained"][0] for rank in ranks]
+    assert [*weight[0], *weight[1], *weight[2]] == list(range(12))
+    assert [len(part) for part in weight] == [4, 4, 4]
+    assert all(rank["pretrained"][1:] == [None, None, None] for rank in ranks)
 
 
 def test_what_ranks_write_into_their_shards_is_known_to_all(ranks: Any) -> None:

@@ -91,6 +91,8 @@ class Shard:
         offset: of the first element here in the flattened parameter.
         value: 1-D fp32; write into it to change the weights.
         grad: 1-D fp32, summed over ranks and normalised, before clipping; None where there is none.
+        pretrained: 1-D fp32, the value as it was loaded, before any `setup_model`; kept only where a
+            plugin says `@plugin(needs=("pretrained",))`, and None for parameters that were added.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Shard:
     offset: int
     value: Tensor
     grad: Tensor | None = None
+    pretrained: Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -138,6 +141,17 @@ class Step:
         from ftcore.seeding import generator
 
         return generator(self.seed, name, self.index, row)
+
+    def input_grad(self, fn: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the scalar `fn(*inputs)` at `inputs` (adversarial noise, saliency).
+
+        The weights' gradients are left alone: calling `backward` in a hook would add to them.
+        """
+        import torch
+
+        leaves = [x.detach().requires_grad_(True) for x in inputs]
+        with torch.enable_grad():
+            return torch.autograd.grad(fn(*leaves), leaves)
 
     def log(self, name: str, value: float | Tensor) -> None:
         """Add `name` to this step's record. The last value stands; tensors are read only when logged."""

@@ -149,11 +149,14 @@ class Hooks:
 
     # Model and optimiser.
 
-    def load_model(self, tokenizer: Any, labels: Sequence[str]) -> torch.nn.Module:
+    def load_model(self, tokenizer: Any, labels: Sequence[str]) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+        """The model as plugins made it, and flat copies of what was loaded where a plugin needs them."""
         model = self.hook.load_model(cfg=self.cfg, tokenizer=tokenizer, labels=labels)
+        pretrained = {}
+        if any("pretrained" in p.meta.needs for p in self.plugins):
+            pretrained = {n: p.detach().clone().view(-1) for n, p in model.named_parameters()}
         new: frozenset[str] = getattr(model, "ftcore_new", frozenset())
-        answer: torch.nn.Module = self._chain("setup_model", model, cfg=self.cfg, new=new)
-        return answer
+        return self._chain("setup_model", model, cfg=self.cfg, new=new), pretrained
 
     def param_options(self, name: str, param: torch.nn.Parameter) -> dict[str, float]:
         merged: dict[str, float] = {}

@@ -137,11 +137,12 @@ def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop:
     strategy.all_sum([0])
     if strategy.rank != 0:
         prepared = prepare(hooks, tokenizer)  # from the cache
-    model = hooks.load_model(tokenizer, prepared.labels)
+    model, pretrained = hooks.load_model(tokenizer, prepared.labels)
     model_config: Any = model.config
     if getattr(model_config, "use_cache", None):
         model_config.use_cache = False  # no use in training; generation asks for it
     strategy.prepare(model, lambda m: build_optimizer(m, hooks))
+    strategy.pretrained = {name: value.to(strategy.device) for name, value in pretrained.items()}
     job = Job(
         cfg=cfg,
         hooks=hooks,

@@ -8,7 +8,7 @@ nothing of losses or plugins.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -37,6 +37,8 @@ class Strategy(Protocol):
     world_size: int
     device: torch.device
     model: torch.nn.Module
+
+    pretrained: Mapping[str, Tensor]
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None: ...
     def backward(self, loss: Tensor) -> None: ...
@@ -88,6 +90,7 @@ class Single:
         self.checkpointing = cfg.train.gradient_checkpointing
         self.rank, self.world_size, self.local_rank = 0, 1, 0
         self.device = _device(getattr(cfg.trainer, "device", None), 0)
+        self.pretrained: Mapping[str, Tensor] = {}  # flat, by name, on `device`; set where a plugin needs it
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         """Take the model (fp32, CPU) and build its optimiser."""
@@ -134,6 +137,7 @@ class Single:
                 offset=start,
                 value=param.detach().view(-1)[start:stop],
                 grad=None if param.grad is None else param.grad.view(-1)[start:stop],
+                pretrained=self.pretrained[name][start:stop] if name in self.pretrained else None,
             )
             for name, param in self.params.items()
             for start, stop in (self._own(param.numel()),)
