@@ -6,9 +6,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ftcore.errors import UserError
+
+if TYPE_CHECKING:
+    from ftcore.hooks import Hooks
 
 __all__ = ["Parser", "plan", "plugins", "resume"]
 
@@ -68,9 +71,16 @@ def plan(arguments: Sequence[str]) -> int:
     trainer = cfg.trainer if isinstance(cfg.trainer, dict) else vars(cfg.trainer)
     ranks = local_ranks(trainer["strategy"], trainer.get("devices"))
     micro = cfg.micro_batch_size(ranks)
+    described = _describe(hooks)
     report = {
         "plugins": [
-            {"name": p.name, "version": p.version, "options": p.options, "summary": p.summary}
+            {
+                "name": p.name,
+                "version": p.version,
+                "options": p.options,
+                "summary": p.summary,
+                **({"describes": described[p.name]} if p.name in described else {}),
+            }
             for p in hooks.plugins
         ],
         "hooks": {
@@ -89,10 +99,27 @@ def plan(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _describe(hooks: Hooks) -> dict[str, dict[str, Any]]:
+    """What each plugin would do to the model, where it says so: asked of an outline without weights."""
+    able = [p for p in hooks.plugins if hasattr(p.instance, "describe")]
+    if able:
+        import torch
+
+        tokenizer = hooks.load_tokenizer()
+        labels = ["one", "other"] if hooks.cfg.task.name == "classify" else []
+        with torch.device("meta"):
+            hooks.load_model(tokenizer, labels)
+    return {p.name: p.instance.describe() for p in able}
+
+
 def _plan_text(report: dict[str, Any]) -> str:
     batch = report["batch"]
     lines = ["plugins, in call order:"]
-    lines += [f"  {p['name']} {p['version']}  {p['summary']}  {p['options']}" for p in report["plugins"]]
+    for p in report["plugins"]:
+        lines.append(f"  {p['name']} {p['version']}  {p['summary']}  {p['options']}")
+        for key, value in p.get("describes", {}).items():
+            shown = f"{len(value)}: {', '.join(map(str, value))}" if isinstance(value, list) else value
+            lines.append(f"    {key:<20}{shown}")
     if not report["plugins"]:
         lines.append("  none")
     lines.append("hooks (outermost first; wrappers in brackets):")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from ftcore import tiny
 from ftcore.config import Config, ModelConfig
@@ -121,7 +121,8 @@ def load_tokenizer(cfg: Config) -> Any:
 def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: str) -> torch.nn.Module:
     """The pretrained model with the head `auto_class` gives it; a new head is drawn from `seed`.
 
-    Its attribute `ftcore_new` names the parameters that the checkpoint did not have.
+    Its attribute `ftcore_new` names the parameters that the checkpoint did not have. Under
+    `torch.device("meta")` the model is an outline: no weights are read or drawn.
 
     Raises:
         UserError: a model that is not there, has no weights, or can't do the task.
@@ -132,10 +133,7 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     transformers.logging.disable_progress_bar()
     name = _tiny(cfg.model)
     path = "" if name else locate(cfg.model)
-    try:
-        config = tiny.config(name) if name else transformers.AutoConfig.from_pretrained(path, **_hub(cfg))
-    except Exception as error:
-        raise UserError(f"model.path={cfg.model.path}: {_first_line(error)}") from error
+    config = _load_config(cfg, name, path)
     _check_task(config, cfg, auto_class)
     if labels:
         config.id2label = dict(enumerate(labels))
@@ -146,22 +144,13 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     loader = getattr(transformers, auto_class)
     # The weights of a tiny model stand in for pretrained ones: the same for every seed.
     seed_global(torch.device("cpu"), 0 if name else cfg.seed, "model")
-    if name:
+    if name or torch.get_default_device().type == "meta":
         model = loader.from_config(config)
-        new = _draw_head(model, cfg.seed) if labels else []
+        new = _new_names(model, path)
+        if labels:
+            _draw_head(model, cfg.seed)
     else:
-        try:
-            model, found = loader.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                **_hub(cfg),
-            )
-            new = found["missing_keys"]
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"model.path={cfg.model.path} does not load: {_first_line(error)}") from error
+        model, new = _load_weights(loader, path, config, cfg)
     if cfg.model.dropout is not None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -173,16 +162,58 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     return model
 
 
-def _draw_head(model: Any, seed: int) -> list[str]:
-    """Draw a tiny model's classification head from the run's seed, as a pretrained model's new head is.
+def _load_config(cfg: Config, name: str | None, path: str) -> Any:
+    import transformers
 
-    Returns the names of its parameters.
+    try:
+        return tiny.config(name) if name else transformers.AutoConfig.from_pretrained(path, **_hub(cfg))
+    except Exception as error:
+        raise UserError(f"model.path={cfg.model.path}: {_first_line(error)}") from error
+
+
+def _load_weights(loader: Any, path: str, config: Any, cfg: Config) -> tuple[Any, list[str]]:
+    """The model, and the names of the parameters that the checkpoint did not have."""
+    try:
+        model, found = loader.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_hub(cfg),
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.path={cfg.model.path} does not load: {_first_line(error)}") from error
+    return model, list(found["missing_keys"])
+
+
+def _new_names(model: Any, path: str) -> list[str]:
+    """Parameters that a model made from its config adds to its checkpoint, without reading weights.
+
+    Told by the names in the checkpoint's files where they are here, else by what is outside the base model.
     """
+    prefix = f"{model.base_model_prefix}."
+    saved: set[str] = set()
+    for file in Path(path).glob("*.safetensors") if path else ():
+        with safe_open(file, framework="pt") as weights:
+            saved |= set(weights.keys())
+    names = [n for n, _ in model.named_parameters()]
+    if saved:
+        return [n for n in names if not {n, n.removeprefix(prefix), prefix + n} & saved]
+    return [n for n in names if not n.startswith(prefix)] if _has_head(model) else []
+
+
+def _has_head(model: Any) -> bool:
+    """Whether the model classifies, so that what is outside the base model is drawn anew."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def _draw_head(model: Any, seed: int) -> None:
+    """Draw a tiny model's classification head from the run's seed, as a pretrained model's new head is."""
     seed_global(torch.device("cpu"), seed, "head")
     for name, child in model.named_children():
         if name != model.base_model_prefix:
             child.apply(model._init_weights)
-    return [n for n, _ in model.named_parameters() if n.partition(".")[0] != model.base_model_prefix]
 
 
 def _tiny(model: ModelConfig) -> str | None:

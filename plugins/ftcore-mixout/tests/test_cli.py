@@ -60,12 +60,22 @@ def test_two_ranks_train_as_one(tmp_path: Path, data: list[str]) -> None:
 
 
 def test_the_experiment_runs_with_two_seeds(tmp_path: Path, data: list[str]) -> None:
-    """Baseline and three strengths, as the sweep has them; seeds and length cut to a smoke test."""
+    """Three strengths, their controls and the baseline; seeds and length cut to a smoke test."""
     output = ftcore(tmp_path, "-m", "experiment=mixout_stability", *data, "seed=0,1", "train.steps=2")
     runs = sorted((tmp_path / "runs/mixout_stability").glob("*/run.json"))
-    found = [json.loads(path.read_text())["plugins"][0]["options"]["p"] for path in runs]
-    assert sorted(found) == [0, 0, 0.5, 0.5, 0.7, 0.7, 0.9, 0.9], output
+    found = [json.loads(path.read_text())["plugins"][0]["options"] for path in runs]
+    arms = [(p, control) for p in (0, 0.5, 0.7, 0.9) for control in (False, True)]
+    assert sorted((o["p"], o["control"]) for o in found) == sorted(arms * 2), output
     assert all((path.parent / "result.json").is_file() for path in runs)
+
+
+def test_the_plan_says_what_a_run_mixes(tmp_path: Path, data: list[str]) -> None:
+    """`ftcore plan`, without weights, and run.json, with them, list the same."""
+    plan = json.loads(ftcore(tmp_path, "plan", "--json", *data, "+plugin=mixout"))
+    ftcore(tmp_path, *data, "+plugin=mixout", "train.steps=1", "hydra.run.dir=run")
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert plan["plugins"][0]["describes"] == run["plugins"][0]["describes"]
+    assert len(run["plugins"][0]["describes"]["mixed"]) > 5
 
 
 def test_a_mistake_is_one_line(tmp_path: Path, data: list[str]) -> None:

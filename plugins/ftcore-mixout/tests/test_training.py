@@ -157,6 +157,21 @@ def test_decay_alone_leaves_forward_and_dropout_as_they_are(open_tiny: Jobs) -> 
     assert decays["bert.pooler.dense.weight"] == 0
 
 
+def test_control_is_the_run_without_it_at_the_rate_it_amounts_to(open_tiny: Jobs) -> None:
+    """No mask, dropout on; the rate of the weights that would be mixed is times sqrt(1 - p), no other's."""
+    plain, job = open_tiny(run="plain"), open_tiny(mixout={"p": 0.7, "control": True}, run="control")
+    mixed = describe_run(job)["plugins"][0]["describes"]["mixed"]
+    assert steps(plain, 1) == steps(job, 1)
+    names = {id(p): n for n, p in job.strategy.model.named_parameters()}
+    for group in job.strategy.optimizer.param_groups:
+        scales = {names[id(p)] in mixed for p in group["params"]}
+        assert group["lr_scale"] == pytest.approx(0.3**0.5 if scales == {True} else 1.0)
+        assert len(scales) == 1
+    assert mixed
+    at_0 = open_tiny(mixout={"p": 0.0, "control": True}, run="zero")
+    assert not any("mixout" in at_0.hooks.implemented(hook) for hook in hook_names())
+
+
 SPLITS: dict[str, dict[str, Any]] = {
     "accumulated": {"train.micro_batch_size": 2},
     "checkpointing": {"train.micro_batch_size": 4, "train.gradient_checkpointing": True},
@@ -339,6 +354,7 @@ def test_the_manifest_is_in_run_json(open_tiny: Jobs) -> None:
         ({"p": 1.0}, r"p must be in \[0, 1\), got 1.0"),
         ({"decay": -1.0}, "decay must be at least 0, got -1.0"),
         ({"decay": 0.1, "target": "zero"}, "with target=zero use optim.weight_decay"),
+        ({"decay": 0.1, "control": True}, "control is the run without mixout"),
         ({"granularity": "row"}, "plugin.mixout.granularity must be one of column, element"),
         ({"mask_scope": "epoch"}, "plugin.mixout.mask_scope must be one of step, micro_batch"),
     ],

@@ -28,6 +28,7 @@ HOOKS = (
     "on_export",
 )
 DECAY_HOOKS = ("param_options", "on_gradients")
+CONTROL_HOOKS = ("setup_model", "load_model", "param_options")
 
 
 @plugin(needs=("full_rank_weights",))
@@ -39,6 +40,7 @@ class Mixout:
     granularity: Literal["column", "element"] = "column"
     mask_scope: Literal["step", "micro_batch"] = "step"
     decay: float = 0.0
+    control: bool = False
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
 
@@ -49,6 +51,8 @@ class Mixout:
             raise ValueError(f"decay must be at least 0, got {self.decay}")
         if self.decay and self.target == "zero":
             raise ValueError("decay pulls to the pretrained weights; with target=zero use optim.weight_decay")
+        if self.control and self.decay:
+            raise ValueError("control is the run without mixout at a lower rate; it takes no decay")
         self._original: dict[str, Tensor] = {}  # every candidate as it was loaded, until the choice is made
         self._axes: dict[str, int] = {}  # of the weights that are mixed: the axis of their input features
         self._targets: dict[str, Tensor] = {}
@@ -58,8 +62,10 @@ class Mixout:
         self._target_hash = ""
         # What is no method is not registered: at p=0 nothing is, and without decay core has no reason
         # to sum weights over ranks after each step's `on_gradients`.
-        unused = () if self.p or self.decay else HOOKS
-        for name in (*unused, *(() if self.decay else DECAY_HOOKS)):
+        used = {*(HOOKS if self.p or self.decay else ()), *(DECAY_HOOKS if self.decay else ())}
+        if self.control:
+            used = set(CONTROL_HOOKS if self.p else ())
+        for name in {*HOOKS, *DECAY_HOOKS} - used:
             setattr(self, name, None)
 
     @hookimpl(wrapper=True)
@@ -79,7 +85,7 @@ class Mixout:
             self._targets = {name: self._original[name] for name in self._axes}
         self._original = {}
         off: list[str] = []
-        if self.p:
+        if self.p and not self.control:
             off, self._settings = _select.turn_off_dropout(model, self._axes)
         self._manifest = _select.describe(model, self._axes, off)
 
@@ -89,7 +95,10 @@ class Mixout:
 
     @hookimpl
     def param_options(self, name: str) -> dict[str, float] | None:
-        return {"weight_decay": 0.0} if name in self._axes else None
+        """No ordinary decay where `decay` takes its place; in a control, the rate that mixout amounts to."""
+        if name not in self._axes:
+            return None
+        return {"lr_scale": (1 - self.p) ** 0.5} if self.control else {"weight_decay": 0.0}
 
     @hookimpl
     def on_train_start(self, state: State) -> None:
