@@ -6,17 +6,17 @@ from ftcore import hookspecs
 from ftcore.hooks import Hooks
 
 HOOKS = {
-    "load_data": ["cfg"],
     "load_tokenizer": ["cfg"],
+    "load_data": ["cfg"],
     "format_examples": ["examples", "tokenizer", "cfg", "labels", "split"],
-    "build_sampler": ["rows", "batch_size", "seed", "cfg"],
-    "collate": ["examples", "tokenizer", "rng"],
+    "build_strategy": ["cfg"],
     "load_model": ["cfg", "tokenizer", "labels"],
     "setup_model": ["model", "cfg", "new"],
     "param_options": ["name", "param"],
     "build_optimizer": ["params", "cfg"],
-    "build_strategy": ["cfg"],
+    "build_sampler": ["rows", "batch_size", "seed", "cfg"],
     "on_train_start": ["state"],
+    "collate": ["examples", "tokenizer", "rng"],
     "count_units": ["batch"],
     "on_step_start": ["model", "batches", "step"],
     "forward": ["model", "batch", "step"],

@@ -32,17 +32,17 @@ hookspec = pluggy.HookspecMarker("ftcore")
 
 
 @hookspec(firstresult=True)
+def load_tokenizer(cfg: Config) -> Any:
+    """Return the tokenizer (a transformers tokenizer). First result."""
+
+
+@hookspec(firstresult=True)
 def load_data(cfg: Config) -> dict[str, Any] | None:
     """Return the raw splits: `train`, and `validation` and `test` where there are any.
 
     First result. Each split is a `datasets.Dataset` (or `IterableDataset` when streaming).
     Core reads files and hub repositories. Called once, before any rank starts.
     """
-
-
-@hookspec(firstresult=True)
-def load_tokenizer(cfg: Config) -> Any:
-    """Return the tokenizer (a transformers tokenizer). First result."""
 
 
 @hookspec(firstresult=True)
@@ -63,23 +63,8 @@ def format_examples(
 
 
 @hookspec(firstresult=True)
-def build_sampler(rows: Rows, batch_size: int, seed: int, cfg: Config) -> Sampler:
-    """Return what chooses the rows of each optimiser step. First result.
-
-    `batch_size` counts rows per step over all ranks. Core shuffles, in length buckets.
-    """
-
-
-@hookspec(firstresult=True)
-def collate(
-    examples: Sequence[Mapping[str, Any]],
-    tokenizer: Any,
-    rng: Callable[[int], np.random.Generator],
-) -> Batch:
-    """Pad rows to one micro-batch. First result.
-
-    `rng(i)` is a generator for the i-th example that depends only on (seed, epoch, row).
-    """
+def build_strategy(cfg: Config) -> Strategy:
+    """Return how ranks, devices and gradients are handled. First result."""
 
 
 @hookspec(firstresult=True)
@@ -107,13 +92,28 @@ def build_optimizer(params: list[dict[str, Any]], cfg: Config) -> torch.optim.Op
 
 
 @hookspec(firstresult=True)
-def build_strategy(cfg: Config) -> Strategy:
-    """Return how ranks, devices and gradients are handled. First result."""
+def build_sampler(rows: Rows, batch_size: int, seed: int, cfg: Config) -> Sampler:
+    """Return what chooses the rows of each optimiser step. First result.
+
+    `batch_size` counts rows per step over all ranks. Core shuffles, in length buckets.
+    """
 
 
 @hookspec
 def on_train_start(state: State) -> None:
     """Before the first step, and after a checkpoint was loaded. Notify."""
+
+
+@hookspec(firstresult=True)
+def collate(
+    examples: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    rng: Callable[[int], np.random.Generator],
+) -> Batch:
+    """Pad rows to one micro-batch. First result.
+
+    `rng(i)` is a generator for the i-th example that depends only on (seed, epoch, row).
+    """
 
 
 @hookspec

@@ -50,7 +50,7 @@ def locate(model: ModelConfig) -> str:
         raise UserError("model.path is not set: model.path=org/name or a directory")
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        if path.startswith(("/", ".", "~")):
+        if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # a hub id has at most one
             raise UserError(f"model.path: no such directory: {path}")
         return path
     if not (folder / "config.json").is_file():
