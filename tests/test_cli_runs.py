@@ -95,7 +95,7 @@ def test_a_run_directory_has_these_files(tree: Path) -> None:
     """The files of a run, under a name made of its overrides, and `runs/latest` pointing to the newest."""
     run_dir = pairs_run(tree)
     names = {f.name for f in run_dir.iterdir() if not f.name.startswith(".")}
-    assert names == {"config.yaml", "run.json", "metrics.jsonl", "result.json", "model"}
+    assert names == {"config.yaml", "run.json", "metrics.jsonl", "result.json", "model", "predictions"}
     assert re.fullmatch(r"[A-Za-z0-9._-]+", run_dir.name)
     assert run_dir.name.startswith("model-tiny_bert__optim.lr-5e-3__seed-7__")
     assert (tree / "runs" / "latest").resolve() == run_dir

@@ -14,30 +14,27 @@ from ftcore.batches import make_batch
 if TYPE_CHECKING:
     from ftcore.job import Job
 
-__all__ = ["evaluate"]
+__all__ = ["averaged", "evaluate", "predict", "score"]
 
 
 def evaluate(job: Job, split: str, prefix: str) -> dict[str, float] | None:
-    """Metrics of a split under `prefix/`; None where the run was asked to stop meanwhile.
+    """Metrics of a split under `prefix/`, with averaged weights where there are any.
 
-    All ranks predict their share and get the same metrics.
+    None where the run was asked to stop meanwhile.
     """
-    model = job.strategy.model
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), _averaged(job):
-            predictions = _predict(job, split)
-    finally:
-        model.train(was_training)
-    if predictions is None:
-        return None
+    with averaged(job):
+        predictions = predict(job, split)
+    return None if predictions is None else score(job, predictions, split, prefix)
+
+
+def score(job: Job, predictions: Mapping[str, Sequence[Any]], split: str, prefix: str) -> dict[str, float]:
+    """Metrics of a split's predictions under `prefix/`, the same on all ranks."""
     metrics = _metrics(job, predictions, split) if job.strategy.rank == 0 else {}
     return {f"{prefix}/{k}": v for k, v in job.strategy.broadcast(metrics).items()}
 
 
 @contextlib.contextmanager
-def _averaged(job: Job) -> Iterator[None]:
+def averaged(job: Job) -> Iterator[None]:
     """The weights that `eval_weights` gives (an average), put back afterwards."""
     if not job.hooks.implemented("eval_weights"):
         yield
@@ -58,8 +55,19 @@ def _averaged(job: Job) -> Iterator[None]:
         job.strategy.sync_shards()
 
 
+def predict(job: Job, split: str) -> dict[str, list[Any]] | None:
+    """Columns of predictions in row order, each rank's share gathered; None where asked to stop."""
+    model = job.strategy.model
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return _predict(job, split)
+    finally:
+        model.train(was_training)
+
+
 def _predict(job: Job, split: str) -> dict[str, list[Any]] | None:
-    """Columns of predictions in row order, gathered over ranks; None where asked to stop."""
     rows, strategy = job.prepared.splits[split], job.strategy
     order = np.argsort(-rows.lengths, kind="stable")
     size = job.cfg.micro_batch_size(strategy.world_size)

@@ -25,10 +25,10 @@ from ftcore import checkpoint
 from ftcore.batches import micro_batches
 from ftcore.contract import Batch, LossTerm, Sampler, Shard, Step
 from ftcore.errors import TrainingError, UserError
-from ftcore.evaluation import evaluate
+from ftcore.evaluation import averaged, predict, score
 from ftcore.job import Job, Progress
 from ftcore.optim import lr_factor
-from ftcore.results import append_metrics
+from ftcore.results import append_metrics, keep_predictions
 from ftcore.seeding import seed_global
 
 __all__ = ["run_step", "train"]
@@ -232,26 +232,35 @@ def _evaluate(job: Job) -> bool:
     progress = job.progress
     if "validation" not in job.prepared.splits or progress.evaluated == progress.step:
         return False
-    metrics = evaluate(job, "validation", "eval")
-    if metrics is None:
-        return True
-    progress.evaluated = progress.step
-    name, sign = job.metric.lstrip("-"), -1.0 if job.metric.startswith("-") else 1.0
-    if f"eval/{name}" not in metrics:
-        known = ", ".join(k.removeprefix("eval/") for k in metrics)
-        raise UserError(f"task.metric: no metric '{name}'; there are: {known}")
-    is_best = not progress.best or sign * metrics[f"eval/{name}"] > sign * progress.best[f"eval/{name}"]
-    progress.evaluations_since_best += 1
-    if is_best:
-        progress.best, progress.evaluations_since_best = metrics, 0
-        progress.best_weights = f"best-{progress.step}"
-        job.save(job.checkpoints / progress.best_weights, values_only=True)
+    with averaged(job):
+        predictions = predict(job, "validation")
+        if predictions is None:
+            return True
+        metrics = score(job, predictions, "validation", "eval")
+        progress.evaluated = progress.step
+        is_best = _is_best(job, metrics)
+        progress.evaluations_since_best += 1
+        if is_best:
+            progress.best, progress.evaluations_since_best = metrics, 0
+            progress.best_weights = f"best-{progress.step}"
+            best = job.checkpoints / progress.best_weights
+            job.save(best, values_only=True)
+            keep_predictions(job, predictions, "validation", best)
     if job.strategy.rank == 0:
         line = {"step": progress.step, **metrics}
         append_metrics(job.run_dir, line)
         job.hooks.on_log(line)
     job.screen.evaluation(progress.step, metrics, is_best)
     return False
+
+
+def _is_best(job: Job, metrics: dict[str, float]) -> bool:
+    name, sign = job.metric.lstrip("-"), -1.0 if job.metric.startswith("-") else 1.0
+    if f"eval/{name}" not in metrics:
+        known = ", ".join(k.removeprefix("eval/") for k in metrics)
+        raise UserError(f"task.metric: no metric '{name}'; there are: {known}")
+    best = job.progress.best
+    return not best or sign * metrics[f"eval/{name}"] > sign * best[f"eval/{name}"]
 
 
 def _save(job: Job, clock: Clock) -> None:

@@ -4,12 +4,14 @@ The cache's key is the content: the data, the tokenizer, the formatters' names, 
 and source. Whatever differs makes other files; nothing is ever invalidated by hand.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,11 +21,12 @@ from ftcore import __version__, data
 from ftcore.config import Config, FilesData
 from ftcore.errors import UserError
 from ftcore.hooks import Hooks
-from ftcore.store import Rows, write_rows
+from ftcore.store import Rows, write_examples, write_rows
 
 __all__ = ["Audit", "Prepared", "cache_root", "prepare"]
 
 CHUNK = 1000  # examples per call of format_examples
+FORMAT = 2  # of a cache entry; another number makes other entries
 
 
 @dataclass
@@ -88,21 +91,32 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftcore"
 
 
-def prepare(hooks: Hooks, tokenizer: Any) -> Prepared:
+def prepare(
+    hooks: Hooks,
+    tokenizer: Any,
+    *,
+    raw: dict[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
+) -> Prepared:
     """The formatted data of this config, from the cache or made now.
 
+    Args:
+        raw: splits to format in place of the config's own data.
+        labels: the class names, where a trained model has them; None takes those of the training data.
+
     Raises:
-        UserError: whatever the audit can't accept, with rows and the cure.
+        UserError: whatever the audit can't accept, with rows and the cure; a cache that can't be written.
     """
     cfg = hooks.cfg
     by_core = hooks.implemented("load_data") == ["core"]
-    raw: dict[str, Any] | None = None
-    if not (by_core and isinstance(cfg.data, FilesData)):
+    if raw is None and not (by_core and isinstance(cfg.data, FilesData)):
         raw = hooks.load_data()
-    key = _key(hooks, tokenizer, data.fingerprint(cfg, raw))
+    key = _key(hooks, tokenizer, data.fingerprint(cfg, raw), labels)
     directory = cache_root() / "data" / key
     if not (directory / "meta.json").is_file():
-        _make(hooks, tokenizer, raw if raw is not None else hooks.load_data(), directory)
+        with _only_one(directory):  # of many processes that want the same rows, one makes them
+            if not (directory / "meta.json").is_file():
+                _make(hooks, tokenizer, hooks.load_data() if raw is None else raw, directory, labels)
     meta = json.loads((directory / "meta.json").read_text())
     prepared = Prepared(
         splits={split: Rows(directory / split) for split in meta["audits"]},
@@ -115,14 +129,47 @@ def prepare(hooks: Hooks, tokenizer: Any) -> Prepared:
     return prepared
 
 
-def _key(hooks: Hooks, tokenizer: Any, raw: str) -> str:
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Hold the lock of one cache entry.
+
+    Raises:
+        UserError: the cache is on a disk that can't be written.
+    """
+    from filelock import FileLock
+
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory.with_name(f".lock-{directory.name}"))
+        lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"can't write the data cache {directory.parent} ({error.strerror}), and these rows are not in it;"
+            " set FTCORE_CACHE to a directory that can be written"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _key(hooks: Hooks, tokenizer: Any, raw: str, labels: Sequence[str] | None) -> str:
     cfg = hooks.cfg
     columns, task = vars(cfg.data.columns), cfg.task.name
     versions = {p.name: (p.version, p.options) for p in hooks.plugins}
     formatters = [
         (name, versions.get(name, __version__), source) for name, source in hooks.sources("format_examples")
     ]
-    parts = (raw, tokenizer_fingerprint(tokenizer), formatters, columns, task, cfg.data.max_length)
+    parts = (
+        FORMAT,
+        raw,
+        labels,
+        tokenizer_fingerprint(tokenizer),
+        formatters,
+        columns,
+        task,
+        cfg.data.max_length,
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -139,10 +186,12 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(repr((state, rest)).encode()).hexdigest()[:16]
 
 
-def _make(hooks: Hooks, tokenizer: Any, raw: dict[str, Any], directory: Path) -> None:
+def _make(
+    hooks: Hooks, tokenizer: Any, raw: dict[str, Any], directory: Path, given: Sequence[str] | None
+) -> None:
     cfg = hooks.cfg
-    labels: list[str] = []
-    if cfg.task.name == "classify":
+    labels = list(given or ())
+    if cfg.task.name == "classify" and given is None:
         there = raw["train"].column_names or list(next(iter(raw["train"])))
         data.require_columns(there, [cfg.data.columns.label], cfg, "train")
         labels = data.label_names(raw["train"], cfg.data.columns.label)
@@ -150,37 +199,39 @@ def _make(hooks: Hooks, tokenizer: Any, raw: dict[str, Any], directory: Path) ->
             raise UserError(
                 f"column '{cfg.data.columns.label}' has only the label {labels}; classification needs two"
             )
-    directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=directory.parent))
     try:
         audits = {}
         for split, dataset in raw.items():
-            audits[split] = Audit()
-            rows = _format(hooks, tokenizer, dataset, labels, split, audits[split])
+            audits[split], examples = Audit(), array("q")
+            rows = _format(hooks, tokenizer, dataset, labels, split, audits[split], examples)
             if write_rows(rows, scratch / split) == 0:
                 raise UserError(
                     f"no usable row in the {split} data: {audits[split].dropped} of"
                     f" {audits[split].examples} have an empty text or no label"
                 )
+            write_examples(examples, scratch / split)
         meta = {"labels": labels, "audits": {s: asdict(a) for s, a in audits.items()}}
         (scratch / "meta.json").write_text(json.dumps(meta))
-        try:
-            scratch.rename(directory)
-        except OSError:
-            if not (directory / "meta.json").is_file():  # else another process was faster
-                raise
+        scratch.rename(directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _format(
-    hooks: Hooks, tokenizer: Any, dataset: Any, labels: Sequence[str], split: str, audit: Audit
+    hooks: Hooks,
+    tokenizer: Any,
+    dataset: Any,
+    labels: Sequence[str],
+    split: str,
+    audit: Audit,
+    examples_of: "array[int]",
 ) -> Iterator[dict[str, Any]]:
-    """Formatted rows of a split, one at a time, counted in `audit`."""
+    """Formatted rows of a split, one at a time, counted in `audit`; their examples go to `examples_of`."""
     column = hooks.cfg.data.columns.label
     names = data.class_names(dataset, column)
     for start, examples in _chunks(dataset):
-        for example in examples if names else ():
+        for example in examples if names and split != "predict" else ():
             index = example[column]  # -1 stands for no label
             example[column] = None if index is None or index < 0 else names[index]
         try:
@@ -194,6 +245,7 @@ def _format(
         for number, entry in enumerate(entries, start):
             rows = [entry] if isinstance(entry, Mapping) else list(entry)
             audit.add(number, rows, shift=int(hooks.cfg.task.name == "causal_lm"))
+            examples_of.extend([number] * len(rows))
             yield from ({k: v for k, v in r.items() if k != "truncated"} for r in rows)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,9 +16,10 @@ import torch
 
 from ftcore import __version__, models
 from ftcore.job import Job
+from ftcore.predictions import tabulate, write_table
 from ftcore.strategies import base_model
 
-__all__ = ["append_metrics", "cut_metrics", "describe_run", "export", "write_json"]
+__all__ = ["append_metrics", "cut_metrics", "describe_run", "export", "keep_predictions", "write_json"]
 
 PACKAGES = (
     "torch",
@@ -63,6 +64,14 @@ def cut_metrics(run_dir: Path, step: int, evaluated: int) -> None:
     scratch.replace(path)
 
 
+def keep_predictions(job: Job, predictions: Mapping[str, Sequence[Any]], split: str, directory: Path) -> None:
+    """Write `SPLIT.parquet`, a line per row of the data (rank 0)."""
+    if job.strategy.rank == 0:
+        examples = job.prepared.splits[split].examples.tolist()
+        table = tabulate(predictions, job.prepared.labels, examples)
+        write_table(table, directory / f"{split}.parquet")
+
+
 def describe_run(job: Job) -> dict[str, Any]:
     """What `run.json` holds: plugins, versions, data, model, code and machine."""
     cfg, model = job.cfg, base_model(job.strategy.model)
@@ -100,6 +109,7 @@ def describe_run(job: Job) -> dict[str, Any]:
             "platform": platform.platform(),
             "python": platform.python_version(),
             "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
         },
     }
 

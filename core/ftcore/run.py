@@ -6,6 +6,7 @@ train_here(...)       in every process that is a rank
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_config", "run", "train_here"]
 
-OWN = ("config.yaml", "run.json", "metrics.jsonl", "result.json", "checkpoints", "model")
+OWN = ("config.yaml", "run.json", "metrics.jsonl", "result.json", "checkpoints", "model", "predictions")
 """What a run writes into its directory, and what `force=true` takes away."""
 
 
@@ -127,19 +128,19 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag) -> dict[str, Any]:
 
 def _finish(job: Job) -> dict[str, Any]:
     """Go back to the best weights, test, export, write `result.json`, drop the checkpoints."""
-    from ftcore.evaluation import evaluate
-    from ftcore.results import export, write_json
+    from ftcore.evaluation import averaged
+    from ftcore.results import write_json
 
     progress, cfg = job.progress, job.cfg
-    metrics = dict(progress.best)
-    if progress.best_weights and progress.best_weights != f"best-{progress.step}":
-        job.strategy.load(checkpoint.Checkpoint(job.checkpoints / progress.best_weights))
-    if "test" in job.prepared.splits:
-        tested = evaluate(job, "test", "test")
-        if tested is None:
-            job.interrupted()
-        metrics |= tested
-    export(job, metrics)
+    best = job.checkpoints / progress.best_weights
+    if progress.best_weights:  # they were saved as they were evaluated
+        if job.hooks.implemented("eval_weights") or best.name != f"best-{progress.step}":
+            job.strategy.load(checkpoint.Checkpoint(best))
+        if job.strategy.rank == 0:
+            (job.run_dir / "predictions").mkdir(exist_ok=True)
+            shutil.copyfile(best / "validation.parquet", job.run_dir / "predictions" / "validation.parquet")
+    with contextlib.nullcontext() if progress.best_weights else averaged(job):
+        metrics = _test_and_export(job)
     name = job.metric.lstrip("-")
     key = next((k for k in (f"eval/{name}", f"test/{name}") if k in metrics), "")
     result = {
@@ -160,6 +161,22 @@ def _finish(job: Job) -> dict[str, Any]:
         if cfg.train.keep == "result":
             shutil.rmtree(job.checkpoints, ignore_errors=True)
     return result
+
+
+def _test_and_export(job: Job) -> dict[str, float]:
+    """All metrics: of the best evaluation, and of the test data by the weights as they are now."""
+    from ftcore.evaluation import predict, score
+    from ftcore.results import export, keep_predictions
+
+    metrics = dict(job.progress.best)
+    if "test" in job.prepared.splits:
+        predictions = predict(job, "test")
+        if predictions is None:
+            job.interrupted()
+        metrics |= score(job, predictions, "test", "test")
+        keep_predictions(job, predictions, "test", job.run_dir / "predictions")
+    export(job, metrics)
+    return metrics
 
 
 def _metric(result: dict[str, Any]) -> float:

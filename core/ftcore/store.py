@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ftcore.errors import UserError
 
-__all__ = ["Rows", "write_rows"]
+__all__ = ["Rows", "write_examples", "write_rows"]
 
 Array = npt.NDArray[Any]
 
@@ -23,6 +23,7 @@ DTYPES = {"ints": "<i4", "floats": "<f4", "text": "|u1", "int": "<i8", "float": 
 """A column's kind, and how it is stored; int32 holds every vocabulary."""
 
 LISTS = ("ints", "floats", "text")
+EXAMPLES = "examples-of-rows"
 
 
 class Rows:
@@ -62,6 +63,11 @@ class Rows:
     def lengths(self) -> Array:
         """Tokens of each row: the length of `input_ids`, int64."""
         return np.diff(self._offsets["input_ids"])
+
+    @property
+    def examples(self) -> Array:
+        """The example of the split (0-based) that each row was made of, int64."""
+        return np.fromfile(self.directory / EXAMPLES, dtype="<i8")
 
     def column(self, name: str) -> list[Any]:
         """One whole column, as plain Python values."""
@@ -106,6 +112,11 @@ def write_rows(rows: Iterable[Mapping[str, Any]], directory: Path) -> int:
         np.asarray(values, dtype="<i8").tofile(directory / f"{name}.offsets")
     (directory / "columns.json").write_text(json.dumps({"rows": count, "columns": columns}))
     return count
+
+
+def write_examples(examples: "array[int]", directory: Path) -> None:
+    """Write beside the rows the example that each was made of."""
+    np.asarray(examples, dtype="<i8").tofile(directory / EXAMPLES)
 
 
 def _open(path: Path, dtype: str) -> Array:
