@@ -45,6 +45,8 @@ class Defaults:
         labels: Sequence[str],
         split: str,
     ) -> Sequence[Any]:
+        if split == "predict":
+            return self._without_answers(examples, tokenizer, cfg, labels)
         columns, there = cfg.data.columns, list(examples[0])
         needed = {
             "classify": [columns.text, columns.text_pair, columns.label],
@@ -59,6 +61,15 @@ class Defaults:
             [{**row, "group": str(e[columns.group])} for row in ([x] if isinstance(x, Mapping) else x)]
             for e, x in zip(examples, entries, strict=True)
         ]
+
+    def _without_answers(
+        self, examples: Sequence[Mapping[str, Any]], tokenizer: Any, cfg: Config, labels: Sequence[str]
+    ) -> Sequence[Any]:
+        """Rows of new examples; something stands in for the label or target, which nobody reads."""
+        columns = cfg.data.columns
+        data.require_columns(list(examples[0]), [columns.text, columns.text_pair], cfg, "given")
+        answer = {columns.label: labels[0] if labels else None, columns.target: "?"}
+        return self.task.format_examples([{**e, **answer} for e in examples], tokenizer, cfg, labels)
 
     @hookimpl(trylast=True)
     def build_sampler(self, rows: Rows, batch_size: int, seed: int) -> Sampler:

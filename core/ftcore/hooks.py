@@ -158,6 +158,11 @@ class Hooks:
         new: frozenset[str] = getattr(model, "ftcore_new", frozenset())
         return self._chain("setup_model", model, cfg=self.cfg, new=new), pretrained
 
+    def load_exported(self, tokenizer: Any, labels: Sequence[str]) -> torch.nn.Module:
+        """A trained model from `model/`: whatever `setup_model` did is in it, or was for training alone."""
+        model: torch.nn.Module = self.hook.load_model(cfg=self.cfg, tokenizer=tokenizer, labels=labels)
+        return model
+
     def param_options(self, name: str, param: torch.nn.Parameter) -> dict[str, float]:
         merged: dict[str, float] = {}
         for answer in self.hook.param_options(name=name, param=param):

@@ -56,9 +56,12 @@ def format_examples(
     """Turn raw examples into token rows; one entry per example.
 
     First result. An entry is one row, or a sequence of rows where an example becomes several
-    (an empty one drops it, which the audit counts). `labels` are the class names, `split` is
-    `train`, `validation` or `test`. The result is cached on disk: the key holds the plugin's name,
-    version, options and source, so the answer must depend on nothing else.
+    (an empty one drops it, which the audit counts). `labels` are the class names. `split` is `train`,
+    `validation` or `test`, or `predict` where the examples are new and have no label or target: they
+    are formatted as for `test`, with whatever stands in for the answer.
+
+    The result is cached on disk: the key holds the plugin's name, version, options and source, so the
+    answer must depend on nothing else.
     """
 
 

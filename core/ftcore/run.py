@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -42,8 +41,6 @@ def run(cfg: Config, run_dir: Path) -> float:
         UserError: another run's directory, or one that is in use; whatever the data or model lack.
         Interrupted: asked to stop, saved.
     """
-    if cfg.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, by ranks too
     rank, world_size, _ = rank_environment()
     run_dir = run_dir.absolute()
     if rank == 0:

@@ -22,8 +22,8 @@ QUIET_SECONDS = 30.0
 class Screen:
     """Everything a run prints goes through here; `shown` is False on all ranks but the first."""
 
-    def __init__(self, shown: bool) -> None:
-        self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+    def __init__(self, shown: bool, *, stderr: bool = False) -> None:
+        self.console = Console(quiet=not shown, highlight=False, soft_wrap=True, stderr=stderr)
         self._progress: Progress | None = None
         self._total, self._text = 0, ""
         self._last_line = time.monotonic()
@@ -97,11 +97,10 @@ class Screen:
             self._progress.stop()
             self._progress = None
 
-    def result(self, result: Mapping[str, Any], run_dir: str) -> None:
-        """The final table, and where the result is."""
-        self.stop()
+    def table(self, metrics: Mapping[str, float]) -> None:
+        """Metrics, a column per split."""
         columns: dict[str, dict[str, float]] = {}
-        for key, value in result["metrics"].items():
+        for key, value in metrics.items():
             split, _, name = key.partition("/")
             columns.setdefault({"eval": "validation"}.get(split, split), {})[name] = value
         names = list(dict.fromkeys(name for column in columns.values() for name in column))
@@ -111,6 +110,11 @@ class Screen:
             table.add_row(name, *cells)
         if names:
             self.console.print(table)
+
+    def result(self, result: Mapping[str, Any], run_dir: str) -> None:
+        """The final table, and where the result is."""
+        self.stop()
+        self.table(result["metrics"])
         self.line(
             f"{result['steps']} steps, {result['examples']} examples, {result['seconds']:.1f} s"
             f"  ->  {run_dir}"

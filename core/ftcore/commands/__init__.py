@@ -1,4 +1,7 @@
-"""Subcommands: `plugins`, `plan`, `resume`. Each takes its arguments and returns an exit code."""
+"""Subcommands. Each takes its arguments and returns an exit code.
+
+Here are `plugins`, `plan` and `resume`; each other one is a module with a `main`.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,9 @@ class Task(Protocol):
     METRICS: tuple[str, ...]
     """All that `evaluate` gives."""
 
+    ANSWERS: tuple[str, ...]
+    """Columns of `predict` that speak of the row's own label or target: none where it is not known."""
+
     AUTO_MODEL: str
     """The transformers class that loads a model for it."""
 

@@ -12,6 +12,7 @@ from ftcore.contract import Batch, Formatted, LossTerm
 
 METRIC = "-perplexity"
 METRICS: tuple[str, ...] = ("nll", "perplexity")
+ANSWERS: tuple[str, ...] = ()
 AUTO_MODEL = "AutoModelForCausalLM"
 
 

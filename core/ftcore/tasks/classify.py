@@ -13,6 +13,7 @@ from ftcore.metrics import classification
 
 METRIC = "accuracy"
 METRICS: tuple[str, ...] = ("accuracy", "macro_f1", "mcc", "nll")
+ANSWERS: tuple[str, ...] = ("label",)
 AUTO_MODEL = "AutoModelForSequenceClassification"
 
 

@@ -13,6 +13,7 @@ from ftcore.tasks.causal_lm import token_nll
 
 METRIC = "rougeL"
 METRICS: tuple[str, ...] = ("exact_match", "rouge1", "rougeL", "nll")
+ANSWERS: tuple[str, ...] = ("target", "nll", "tokens")
 AUTO_MODEL = "AutoModelForSeq2SeqLM"
 
 

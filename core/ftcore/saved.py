@@ -1,0 +1,180 @@
+"""A trained model opened to answer: a run's directory, a model directory or a hub id.
+
+A run brings its config, so that rows are formatted, batched and scored as they were in training. A
+model brings its own class and label names. Nothing is written where it lies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ftcore.config import Config, FilesData, TrainerConfig, from_plain
+from ftcore.errors import UserError
+from ftcore.job import Job, build_hooks
+from ftcore.models import go_offline, locate
+from ftcore.prepare import prepare
+from ftcore.run import read_config
+from ftcore.screen import Screen
+from ftcore.signals import StopFlag
+from ftcore.strategies import Single
+
+__all__ = ["Saved", "open_saved", "read_file", "ready"]
+
+SETTINGS = (
+    "data.",
+    "task.max_new_tokens",
+    "train.micro_batch_size",
+    "train.precision",
+    "trainer.device",
+    "model.revision",
+    "model.trust_remote_code",
+    "offline",
+)
+"""What may be set when a trained model is used; other keys would do nothing."""
+
+TASKS_BY_CLASS = {
+    "ForSequenceClassification": "classify",
+    "ForConditionalGeneration": "seq2seq",
+    "ForCausalLM": "causal_lm",
+    "LMHeadModel": "causal_lm",
+}
+
+
+@dataclass(kw_only=True)
+class Saved:
+    """A trained model, and the config that uses it.
+
+    Attributes:
+        cfg: with `model.path` at the trained model, one process, and the settings given.
+        labels: class names in the model's order; empty where it does not classify.
+        run: what `run.json` says; None for a model that is no run's.
+        result: the run's `result.json`.
+    """
+
+    cfg: Config
+    labels: list[str]
+    run: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+
+
+def open_saved(where: str, settings: Sequence[str]) -> Saved:
+    """Read what `where` says of itself, and take over `settings` (`key=value`); no weights yet.
+
+    Raises:
+        UserError: no model there, a run that has not finished, a setting that would do nothing.
+    """
+    folder = Path(where).expanduser()
+    saved = _of_run(folder.resolve()) if (folder / "config.yaml").is_file() else _of_model(where, settings)
+    saved.cfg = _set(saved.cfg, settings)
+    return saved
+
+
+def _of_run(folder: Path) -> Saved:
+    cfg = read_config(folder)
+    if not (folder / "result.json").is_file():
+        raise UserError(f"{folder} has not finished; go on with: ftcore resume {folder}")
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    device = cfg.trainer.get("device") if isinstance(cfg.trainer, dict) else cfg.trainer.device
+    cfg.model.path, cfg.model.revision, cfg.model.add_tokens = str(folder / "model"), None, None
+    cfg.trainer = TrainerConfig(device=device)
+    cfg.train.micro_batch_size = run["micro_batch_size"]  # the same batches, so the same digits
+    cfg.train.batch_size = max(cfg.train.batch_size, run["micro_batch_size"])
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Saved(cfg=cfg, labels=run["data"]["labels"], run=run, result=result)
+
+
+def _of_model(where: str, settings: Sequence[str]) -> Saved:
+    cfg = Config(trainer=TrainerConfig())
+    cfg.model.path = str(Path(where).expanduser().absolute()) if Path(where).expanduser().is_dir() else where
+    settled = _set(cfg, [s for s in settings if s.startswith(("model.", "offline"))])
+    go_offline(settled)
+    path = locate(settled.model)
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            path,
+            revision=settled.model.revision,
+            trust_remote_code=settled.model.trust_remote_code,
+            local_files_only=settled.offline,
+        )
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{where} is neither a run nor a model: {reason}") from error
+    kind = (config.architectures or [""])[0]
+    task = next((t for suffix, t in TASKS_BY_CLASS.items() if kind.endswith(suffix)), None)
+    if task is None:
+        raise UserError(
+            f"{where} is a {kind or config.model_type}, which has no head for a task; train it first"
+        )
+    cfg.task.name = task
+    names: dict[int, str] = config.id2label if task == "classify" else {}
+    return Saved(cfg=cfg, labels=[str(names[i]) for i in sorted(names)])
+
+
+def _set(cfg: Config, settings: Sequence[str]) -> Config:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for setting in settings:
+        if "=" not in setting:
+            raise UserError(f"can't read '{setting}': write key=value")
+        if not setting.startswith(SETTINGS):
+            known = ", ".join(f"{s}*" if s.endswith(".") else s for s in SETTINGS)
+            raise UserError(f"'{setting}' would do nothing here; what can be set: {known}")
+    plain = asdict(cfg)
+    try:
+        changed: Any = OmegaConf.merge(OmegaConf.create(plain), OmegaConf.from_dotlist(list(settings)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"can't read {' '.join(settings)}: {str(error).partition(chr(10))[0]}") from error
+    return from_plain(OmegaConf.to_container(changed))  # type: ignore[arg-type]
+
+
+def read_file(cfg: Config, path: str) -> Any:
+    """The rows of one file (or a directory of files), whole and in order."""
+    from ftcore import data
+
+    columns, one = cfg.data.columns, str(Path(path).expanduser().absolute())
+    asked = FilesData(train=one, columns=columns, max_length=cfg.data.max_length)
+    plain = {**asdict(cfg), "data": asdict(asked)}
+    return data.load(from_plain(plain))["train"]
+
+
+def ready(saved: Saved, screen: Screen, raw: dict[str, Any] | None = None) -> Job:
+    """The model on its device and the data formatted: what `evaluation.predict` works with.
+
+    Args:
+        raw: splits in place of the config's own data.
+    """
+    import torch
+
+    cfg = saved.cfg
+    hooks = build_hooks(cfg)
+    tokenizer = hooks.load_tokenizer()
+    prepared = prepare(hooks, tokenizer, raw=raw, labels=saved.labels if raw is not None else None)
+    if prepared.labels != saved.labels:
+        raise UserError(
+            f"the data's labels are {', '.join(prepared.labels)}; the model's are {', '.join(saved.labels)}"
+        )
+    strategy = Single(cfg)
+    if saved.run is not None and strategy.device.type == "cpu":
+        # Another number of threads adds up in another order, which changes last digits.
+        torch.set_num_threads(saved.run["machine"].get("threads") or torch.get_num_threads())
+    model: Any = hooks.load_exported(tokenizer, saved.labels)
+    if getattr(model.config, "use_cache", None):
+        model.config.use_cache = False
+    strategy.prepare(model, lambda m: torch.optim.SGD(m.parameters()))
+    return Job(
+        cfg=cfg,
+        hooks=hooks,
+        strategy=strategy,
+        tokenizer=tokenizer,
+        prepared=prepared,
+        run_dir=Path(cfg.model.path).parent,
+        screen=screen,
+        stop=StopFlag(),
+    )
