@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from ftcore.errors import Interrupted, TrainingError, UserError, nearest
+from ftcore.signals import OUTPUT_LOST
 
 __all__ = ["main"]
 
@@ -50,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait asleep: with spinning ones, two runs on one machine's cores are some 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `ftcore ... | head`: whoever read it has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_LOST
     except UserError as error:
         print(f"ftcore: error: {error}", file=sys.stderr)
         return 2
@@ -58,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ftcore: {stop}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
-        print("ftcore: stopped", file=sys.stderr)
+        print("ftcore: stopped at once", file=sys.stderr)
         return 130
     except TrainingError as error:
         print(f"ftcore: failed: {error}", file=sys.stderr)

@@ -20,7 +20,8 @@ class TrainingError(Exception):
 class Interrupted(Exception):
     """The run was asked to stop and has saved its state; the message says how to go on.
 
-    `exit_code` is 75 (EX_TEMPFAIL, after SIGTERM or SIGUSR1: a scheduler may requeue) or 130 (Ctrl-C).
+    `exit_code` is 75 (EX_TEMPFAIL, after SIGTERM or SIGUSR1: a scheduler may requeue), 130 (Ctrl-C), or
+    141 (whoever read the output is gone, as after `| head`).
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -5,9 +5,11 @@ The loop never touches pluggy itself.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +33,50 @@ __all__ = ["Hooks", "source_hash"]
 CHAINED = ("setup_model", "on_export")
 
 
+class Segments:
+    """A wrapper's generator whose own time, what it wraps left out, is added to `spent[name]`."""
+
+    def __init__(self, generator: Generator[None, Any, Any], spent: dict[str, float], name: str) -> None:
+        self._generator, self._spent, self._name = generator, spent, name
+
+    def _timed(self, go_on: Callable[..., Any], *values: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return go_on(*values)
+        finally:
+            self._spent[self._name] += time.perf_counter() - start
+
+    def __next__(self) -> Any:
+        return self._timed(self._generator.__next__)
+
+    def send(self, value: Any) -> Any:
+        return self._timed(self._generator.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._timed(self._generator.throw, *error)
+
+    def close(self) -> None:
+        self._generator.close()
+
+
+def timed(function: Callable[..., Any], spent: dict[str, float], name: str, is_wrapper: bool) -> Any:
+    """`function`, with the time of each call added to `spent[name]` (0.3 µs a call)."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            answer = function(*arguments)
+        finally:
+            spent[name] += time.perf_counter() - start
+        return Segments(answer, spent, name) if is_wrapper else answer
+
+    return call
+
+
 def source_hash(function: Any) -> str:
     """Hash of the source that a hook implementation may call: its package, or its single file."""
-    file = Path(inspect.getsourcefile(function) or "")
+    file = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
     files = sorted(file.parent.rglob("*.py")) if (file.parent / "__init__.py").is_file() else [file]
     digest = hashlib.sha256()
     for one in files:
@@ -61,6 +104,16 @@ class Hooks:
             raise UserError(f"a hook this ftcore does not have: {error}; upgrade ftcore") from error
         self._check_single_answers()
         self.hook = self._pm.hook
+        self.spent = {one.name: 0.0 for one in plugins}
+        """Seconds in the hooks of each plugin, on the host: backward passes and kernels are not in it."""
+        self._start_watches()
+
+    def _start_watches(self) -> None:
+        for name in hookspecs.names():
+            for impl in getattr(self._pm.hook, name).get_hookimpls():
+                if impl.plugin_name in self.spent:
+                    is_wrapper = impl.wrapper or impl.hookwrapper
+                    impl.function = timed(impl.function, self.spent, impl.plugin_name, is_wrapper)
 
     def implemented(self, name: str) -> list[str]:
         """Names of the plugins (and `core`) that implement a hook, in registration order, wrappers last."""

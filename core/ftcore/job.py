@@ -133,6 +133,7 @@ def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop:
     hooks = build_hooks(cfg)
     strategy = hooks.build_strategy()
     show = screen(strategy.rank == 0)
+    show.on_lost = stop.output_lost
     tokenizer = hooks.load_tokenizer()
     if strategy.rank == 0:
         prepared = prepare(hooks, tokenizer)

@@ -38,7 +38,12 @@ def launch(ranks: int, run_dir: Path) -> None:
             *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []),
         ]
 
+        received: list[int] = []
+
         def forward(number: int, frame: object) -> None:
+            received.append(number)
+            if received.count(signal.SIGINT) == 2:
+                raise KeyboardInterrupt  # the ranks are killed on the way out
             for child in children:
                 if child.poll() is None:
                     child.send_signal(number)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -206,12 +208,21 @@ def _log(job: Job, record: dict[str, Any], clock: Clock) -> None:
         "grad_norm": float(record["grad_norm"]),
         "lr": record["lr"],
         "tokens_per_second": clock.tokens_per_second(),
+        "memory_mb": _memory_mb(job.strategy.device),
         **{name: float(value) for name, value in record["logged"].items()},
     }
     if job.strategy.rank == 0:
         append_metrics(job.run_dir, line)
         job.hooks.on_log(line)
     job.screen.step(line)
+
+
+def _memory_mb(device: torch.device) -> float:
+    """Peak memory so far, in MB: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # bytes there, KiB here
 
 
 def _not_finite(job: Job, terms: dict[str, Tensor | None], batches: list[Batch]) -> str:

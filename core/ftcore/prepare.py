@@ -69,6 +69,17 @@ class Audit:
         if (not rows or masked) and len(self.unusable) < 5:
             self.unusable.append(example)
 
+    def notes(self) -> list[str]:
+        """What to know of the split beside its rows: tokens and trained share, rows cut or unusable."""
+        share = 100 * self.trained_tokens / max(1, self.tokens)
+        notes = [f"{self.tokens:,} tokens, {share:.0f}% trained", f"longest {self.longest}"]
+        notes += [f"{self.truncated} truncated"] if self.truncated else []
+        return notes + ([f"{self.dropped + self.masked} unusable"] if self.dropped + self.masked else [])
+
+    def describe(self, split: str) -> str:
+        """The split in one line."""
+        return f"{split:<11}" + ", ".join([f"{self.rows} rows", *self.notes()])
+
 
 def _trained(labels: Sequence[int]) -> int:
     return sum(label != -100 for label in labels)

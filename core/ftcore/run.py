@@ -27,6 +27,7 @@ from ftcore.strategies import local_ranks, rank_environment
 
 if TYPE_CHECKING:
     from ftcore.job import Job
+    from ftcore.plugins import Enabled
 
 __all__ = ["read_config", "run", "train_here"]
 
@@ -152,6 +153,7 @@ def _finish(job: Job) -> dict[str, Any]:
         "plugins": {p.name: p.version for p in job.hooks.plugins},
         "order": [p.name for p in job.hooks.plugins],
         "seed": cfg.seed,
+        "hook_seconds": {name: round(s, 3) for name, s in job.hooks.spent.items()},
     }
     if job.strategy.rank == 0:
         write_json(job.run_dir / "result.json", result)
@@ -183,27 +185,56 @@ def _metric(result: dict[str, Any]) -> float:
 
 def _header(job: Job) -> list[tuple[str, str]]:
     """What is about to run, in at most eight lines."""
-    cfg, world = job.cfg, job.strategy.world_size
+    cfg, world, train = job.cfg, job.strategy.world_size, job.prepared.audits["train"]
     micro = cfg.micro_batch_size(world)
     accumulation = -(-cfg.train.batch_size // (micro * world))
     parameters = sum(p.numel() for p in job.strategy.model.parameters())
     rows = ", ".join(f"{a.rows} {name}" for name, a in job.prepared.audits.items())
-    audit = job.prepared.audits["train"]
-    notes = [
-        f"{audit.truncated} truncated" if audit.truncated else "",
-        f"{audit.dropped + audit.masked} unusable" if audit.dropped + audit.masked else "",
-    ]
-    lines = [
-        ("model", f"{cfg.model.path}, {parameters:,} parameters"),
-        ("device", f"{job.strategy.device}, {cfg.train.precision}"),
-        ("data", ", ".join([f"{rows} rows", f"longest {audit.longest} tokens", *filter(None, notes)])),
+    plugins = [(p.name, _plugin_line(p)) for p in job.hooks.plugins]
+    if len(plugins) > 3:
+        plugins = [*plugins[:2], ("...", "; ".join(f"{name} {line}" for name, line in plugins[2:]))]
+    return [
+        (
+            "model",
+            f"{cfg.model.path}, {parameters:,} parameters, {job.strategy.device}, {cfg.train.precision}",
+        ),
+        ("data", ", ".join([f"{rows} rows", *train.notes()])),
+        *plugins,
         (
             "batch",
             f"{cfg.train.batch_size} = {micro} micro x {accumulation} accumulation x {world} rank(s)",
         ),
+        ("disk", _disk_line(cfg, parameters, job.run_dir)),
+        ("run", str(job.run_dir)),
     ]
-    lines += [(p.name, p.summary) for p in job.hooks.plugins]
-    return [*lines[:7], ("run", str(job.run_dir))]
+
+
+def _plugin_line(plugin: Enabled) -> str:
+    """A plugin's version, what it did to this model where it says so, and its options."""
+    describe = getattr(plugin.instance, "describe", None)
+    facts = [plugin.summary]
+    if describe is not None:
+        facts = [
+            f"{len(v)} {k}"
+            if isinstance(v, (list, dict))
+            else f"{k} {v:,}"
+            if isinstance(v, int)
+            else f"{k} {v}"
+            for k, v in describe().items()
+        ]
+    options = [f"{k}={v}" for k, v in plugin.options.items() if not isinstance(v, (list, dict)) or v]
+    line = f"{plugin.version}: {', '.join([*facts, *options])}"
+    return line if len(line) <= 150 else line[:147] + "..."
+
+
+def _disk_line(cfg: Config, parameters: int, run_dir: Path) -> str:
+    """What the run takes on the disk: fp32 weights, and twice as much for AdamW's state in a checkpoint."""
+    weights = 4 * parameters / 1e6
+    most = weights * (3 * (cfg.train.keep_last + 1) + 3)  # one being written, the best twice, the export
+    after = weights * (4 if cfg.train.keep == "resume" else 1)
+    free = shutil.disk_usage(run_dir).free / 1e6
+    line = f"up to {most:,.0f} MB while it trains, {after:,.0f} MB after"
+    return line if free > most else f"{line}: more than the {free:,.0f} MB that are free"
 
 
 def read_config(run_dir: Path) -> Config:

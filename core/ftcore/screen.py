@@ -1,17 +1,21 @@
-"""What a run shows: a header, one live line, evaluations, and a final table.
+"""What a run shows: a header, one live line, evaluations, a final table and what to do next.
 
 On a terminal the line is alive; elsewhere it is printed every 30 seconds. Other ranks show nothing.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 __all__ = ["Screen"]
@@ -19,13 +23,33 @@ __all__ = ["Screen"]
 QUIET_SECONDS = 30.0
 
 
+class _Output(Console):
+    """A console whose reader may go away (`| head`): it falls silent and says so, once."""
+
+    def __init__(self, on_lost: Callable[[], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._on_lost = on_lost
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if self.stderr else sys.stdout).fileno())
+        self._on_lost()
+
+
 class Screen:
-    """Everything a run prints goes through here; `shown` is False on all ranks but the first."""
+    """Everything a run prints goes through here; `shown` is False on all ranks but the first.
+
+    `on_lost` is called when nobody reads the output any more.
+    """
 
     def __init__(self, shown: bool, *, stderr: bool = False) -> None:
-        self.console = Console(quiet=not shown, highlight=False, soft_wrap=True, stderr=stderr)
+        self.on_lost: Callable[[], None] = lambda: None
+        self.console = _Output(
+            lambda: self.on_lost(), quiet=not shown, highlight=False, soft_wrap=True, stderr=stderr
+        )
         self._progress: Progress | None = None
-        self._total, self._text = 0, ""
+        self._first, self._total, self._text = 0, 0, ""
+        self._started = time.monotonic()
         self._last_line = time.monotonic()
 
     def header(self, lines: Sequence[tuple[str, str]]) -> None:
@@ -40,12 +64,12 @@ class Screen:
 
     def start(self, step: int, total: int) -> None:
         """Training begins at `step`."""
-        self._total = total
+        self._first, self._total, self._started = step, total, time.monotonic()
         if self.console.is_terminal and not self.console.quiet:
             self._progress = Progress(
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=12),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
                 transient=True,
@@ -64,13 +88,20 @@ class Screen:
         self._text = (
             f"loss {record['loss']:.4f}{several}  grad {record['grad_norm']:.3g}"
             f"  lr {record['lr']:.2e}  {record['tokens_per_second']:.0f} tok/s"
+            f"  {record['memory_mb'] / 1000:.1f} GB"
         )
         if self._progress is not None:
             self._progress.update(self._task, completed=record["step"], text=self._text)
         elif record["step"] == 1:
-            self._plain(f"step {record['step']}/{self._total}  {self._text}")
+            self._plain(f"step {record['step']}/{self._total}  {self._text}{self._left(record['step'])}")
         else:
-            self.tick(f"step {record['step']}/{self._total}", self._text)
+            self.tick(f"step {record['step']}/{self._total}", self._text + self._left(record["step"]))
+
+    def _left(self, step: int) -> str:
+        """About how long the rest takes, evaluations included, going by what is done."""
+        done = max(1, step - self._first)
+        seconds = (time.monotonic() - self._started) / done * (self._total - step)
+        return f"  about {_duration(seconds)} left"
 
     def tick(self, where: str, text: str = "") -> None:
         """Something is going on: shown in the live line, or as a line where 30 s have passed."""
@@ -119,3 +150,21 @@ class Screen:
             f"{result['steps']} steps, {result['examples']} examples, {result['seconds']:.1f} s"
             f"  ->  {run_dir}"
         )
+        if spent := result.get("hook_seconds"):
+            shares = [f"{name} {s:.1f} s" for name, s in spent.items()]
+            self.line(f"in the hooks of plugins (backward passes not counted): {', '.join(shares)}")
+        run = shlex.quote(_near(run_dir))
+        self.line(f"next: ftcore predict {run} FILE   ftcore evaluate {run}   ftcore export {run} --to DIR")
+
+
+def _near(path: str) -> str:
+    """A path as it is shortest to type from here."""
+    relative = os.path.relpath(path, Path.cwd())
+    return path if relative.startswith("..") else relative
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

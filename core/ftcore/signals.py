@@ -1,15 +1,17 @@
 """Asking a run to stop: signals become a flag that is read once a step and once an evaluation batch."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["StopFlag", "stop_flag"]
+__all__ = ["OUTPUT_LOST", "StopFlag", "stop_flag"]
 
 REQUEUE = 75  # EX_TEMPFAIL
 INTERRUPTED = 130
+OUTPUT_LOST = 141  # 128 + SIGPIPE
 
 
 class StopFlag:
@@ -22,7 +24,14 @@ class StopFlag:
         """First signal: remember it. A second Ctrl-C stops at once."""
         if number == signal.SIGINT and self.code == INTERRUPTED:
             raise KeyboardInterrupt
+        if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            # Past Python's own buffers, which the signal may have come in the middle of.
+            os.write(2, b"\nftcore: stopping after this step, then saving (Ctrl-C again stops at once)\n")
         self.code = INTERRUPTED if number == signal.SIGINT else REQUEUE
+
+    def output_lost(self) -> None:
+        """Nobody reads the output any more: stop as a filter does, but save first."""
+        self.code = self.code or OUTPUT_LOST
 
 
 @contextlib.contextmanager

@@ -1,0 +1,67 @@
+"""`ftcore prepare`: all that a run reads, fetched, formatted and checked; then it can run offline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftcore.commands import Parser
+
+if TYPE_CHECKING:
+    from ftcore.config import Config
+    from ftcore.hooks import Hooks
+
+__all__ = ["main"]
+
+MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fetch the model, format and audit the data, and say what pins both."""
+    parser = Parser(
+        prog="ftcore prepare",
+        description="Download, tokenise and audit what a run needs; then offline=true asks no network.",
+    )
+    parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
+    options = parser.parse_args(arguments)
+    from ftcore.compose import compose
+    from ftcore.job import build_hooks
+    from ftcore.prepare import cache_root, prepare
+
+    cfg = compose(options.overrides)
+    hooks = build_hooks(cfg)
+    pins = _fetch(cfg, hooks)
+    prepared = prepare(hooks, hooks.load_tokenizer())
+    for split, audit in prepared.audits.items():
+        print(audit.describe(split))
+    print(f"data   {cache_root() / 'data' / prepared.fingerprint}")
+    for pin in pins:
+        print(f"pin    {pin}")
+    print("ready: the same arguments with offline=true ask no network")
+    return 0
+
+
+def _fetch(cfg: Config, hooks: Hooks) -> list[str]:
+    """Download the model where it is the hub's; the settings that pin what `main` is now."""
+    from ftcore.config import HubData
+    from ftcore.models import locate, tiny_name
+
+    pins = []
+    if tiny_name(cfg.model) is None and hooks.implemented("load_model") == ["core"]:
+        path = locate(cfg.model)
+        if not Path(path).is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = snapshot_download(
+                path,
+                revision=cfg.model.revision,
+                allow_patterns=MODEL_FILES,
+                local_files_only=cfg.offline,
+            )
+            pins.append(f"model.revision={Path(folder).name}")
+    if isinstance(cfg.data, HubData) and not cfg.offline and not Path(cfg.data.path).is_dir():
+        from huggingface_hub import HfApi
+
+        pins.append(f"data.revision={HfApi().dataset_info(cfg.data.path, revision=cfg.data.revision).sha}")
+    return pins
