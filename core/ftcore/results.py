@@ -91,6 +91,7 @@ def describe_run(job: Job) -> dict[str, Any]:
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "data": {
             "fingerprint": job.prepared.fingerprint,
+            "source": job.prepared.source,
             "splits": {name: asdict(audit) for name, audit in job.prepared.audits.items()},
             "labels": job.prepared.labels,
         },
@@ -142,37 +143,110 @@ def export(job: Job, metrics: Mapping[str, float]) -> None:
     if job.strategy.rank == 0:
         folder = job.run_dir / "model"
         model.config.use_cache = True
+        if (generation := getattr(model, "generation_config", None)) is not None:
+            _generate_as_evaluated(generation, job)
         model.save_pretrained(folder)
         job.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(_card(job, type(model).__name__, metrics), encoding="utf-8")
+        card = model_card(job, type(model).__name__, metrics)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _card(job: Job, model_class: str, metrics: Mapping[str, float]) -> str:
-    cfg = job.cfg
-    plugins = ", ".join(f"{p.name} ({p.distribution} {p.version})" for p in job.hooks.plugins) or "none"
-    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    splits = ", ".join(f"{a.rows} {name}" for name, a in job.prepared.audits.items())
-    labels = f"\nLabels: {', '.join(job.prepared.labels)}.\n" if job.prepared.labels else ""
-    return f"""---
-library_name: transformers
-base_model: {cfg.model.path}
----
-# {cfg.model.path}, fine-tuned for {cfg.task.name}
+def _generate_as_evaluated(generation: Any, job: Job) -> None:
+    """Make plain `model.generate(**inputs)` answer as the evaluation did; a decoder keeps its own ways."""
+    generation._from_model_config = False  # else it is made anew from the model's config when loaded
+    generation.use_cache = True
+    if generation.pad_token_id is None:
+        generation.pad_token_id = job.tokenizer.pad_token_id
+    if job.cfg.task.name == "seq2seq":
+        generation.do_sample, generation.num_beams = False, 1
+        generation.max_new_tokens = job.cfg.task.max_new_tokens
+        generation.max_length = None
 
-Made by ftcore {__version__}; plugins: {plugins}.
-{labels}
-Data: {splits} rows, fingerprint {job.prepared.fingerprint}.
-Recipe: {job.progress.step} steps of {cfg.train.batch_size} rows, lr {cfg.optim.lr},
-{cfg.train.precision}, seed {cfg.seed}; all of it in the run's `config.yaml`.
 
-| metric | value |
-|---|---|
-{figures}
+EXAMPLES = {
+    "classify": """inputs = tokenizer({texts}, truncation=True, max_length={length}, return_tensors="pt")
+print(model.config.id2label[int(model(**inputs).logits.argmax())])""",
+    "seq2seq": """inputs = tokenizer("a text", truncation=True, max_length={length}, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))""",
+    "causal_lm": """inputs = tokenizer("a text", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))""",
+    "chat": """messages = [{{"role": "user", "content": "a question"}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0], skip_special_tokens=True))""",
+}
+"""How a model of each task answers, in plain transformers."""
 
-```python
-from transformers import AutoTokenizer, {model_class}
 
-model = {model_class}.from_pretrained("model")
-tokenizer = AutoTokenizer.from_pretrained("model")
-```
-"""
+def model_card(job: Job, model_class: str, metrics: Mapping[str, float]) -> str:
+    """The README of `model/`: data, recipe, plugins, figures, and code that loads it."""
+    cfg, audits = job.cfg, job.prepared.audits
+    base = {"ftcore:minilm": models.MINILM}.get(cfg.model.path, cfg.model.path)
+    is_public = not base.startswith(("ftcore:", "/", "."))  # a path says nothing elsewhere
+    plugins = [
+        f"- {p.name} ({p.distribution} {p.version}): {json.dumps(p.options)}" for p in job.hooks.plugins
+    ]
+    rows = [f"| {name} | {a.rows:,} | {a.tokens:,} | {a.truncated:,} |" for name, a in audits.items()]
+    texts = '"a text", "its pair"' if cfg.data.columns.text_pair else '"a text"'
+    header = {
+        "library_name": "transformers",
+        **({"base_model": base} if is_public else {}),
+        "tags": "[ftcore]",
+    }
+    recipe = {
+        "steps": job.progress.step,
+        "rows per step": cfg.train.batch_size,
+        "learning rate": f"{cfg.optim.lr} ({cfg.optim.schedule}, warmup {cfg.optim.warmup})",
+        "weight decay": cfg.optim.weight_decay,
+        "precision": cfg.train.precision,
+        "longest row": f"{cfg.data.max_length} tokens",
+        "seed": cfg.seed,
+    }
+    return "\n".join(
+        [
+            "---",
+            *(f"{k}: {v}" for k, v in header.items()),
+            "---",
+            f"# {base if is_public else Path(base).name}, fine-tuned for {cfg.task.name}",
+            "",
+            *([f"Labels: {', '.join(job.prepared.labels)}.", ""] if job.prepared.labels else []),
+            "```python",
+            f"from transformers import AutoTokenizer, {model_class}",
+            "",
+            f'model = {model_class}.from_pretrained("model")  # this directory',
+            'tokenizer = AutoTokenizer.from_pretrained("model")',
+            EXAMPLES["chat" if job.tokenizer.chat_template else cfg.task.name].format(
+                texts=texts, length=cfg.data.max_length
+            ),
+            "```",
+            "",
+            "## Figures",
+            "",
+            "`eval` is of the validation data, which picked these weights; `test` is of data that nothing was"
+            " picked by.",
+            "",
+            "| metric | value |",
+            "|---|---|",
+            *(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
+            "",
+            "## Data",
+            "",
+            "| split | rows | tokens | truncated |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"Fingerprint {job.prepared.fingerprint}.",
+            "",
+            "## Recipe",
+            "",
+            f"Made by ftcore {__version__}; the whole of it is in the run's `config.yaml`.",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in recipe.items()),
+            "",
+            *(["Plugins, in call order:", "", *plugins] if plugins else ["No plugins."]),
+            "",
+        ]
+    )
