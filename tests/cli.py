@@ -76,7 +76,7 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
 
 
 def run_forks(
-    many: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str] | None = None
+    many: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 240
 ) -> list[subprocess.CompletedProcess[str]]:
     """`run` of many command lines in processes forked off one that has imported torch: seconds less each."""
     with TemporaryDirectory(dir=cwd) as said:
@@ -86,7 +86,7 @@ def run_forks(
             env=environment(cwd) | dict(env or {}),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=timeout,
         )
         assert ended.returncode == 0, ended.stderr
         texts = [[(Path(said) / f"{i}.{stream}").read_text() for stream in (1, 2)] for i in range(len(many))]

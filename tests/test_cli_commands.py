@@ -55,7 +55,8 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 def command_lines(tmp: Path) -> dict[str, list[str]]:
     """Trainings, then what is asked of them, in this order; a name for each."""
-    pairs = [*make_data(tmp / "classify", "classify"), *COMMON, "data.columns.text_pair=second"]
+    second = "data.columns.text_pair=second"
+    pairs = [*make_data(tmp / "classify", "classify"), *COMMON, second]
     pairs += ["data.columns.group=shop", "train.epochs=3"]
     text = [*make_data(tmp / "causal_lm", "causal_lm"), *COMMON, "train.steps=3", "data.max_length=40"]
     target = [*make_data(tmp / "seq2seq", "seq2seq"), *COMMON, "train.steps=8"]
@@ -75,15 +76,13 @@ def command_lines(tmp: Path) -> dict[str, list[str]]:
         "train average": [*plain, "+plugin=average", "hydra.run.dir=average"],
         "train bare": [*plain, "data.validation=null", "data.test=null", "hydra.run.dir=bare"],
         **{f"evaluate {run}": ["evaluate", run] for run in ("pairs", "text", "target", "ranks", "average")},
-        "evaluate model": ["evaluate", "pairs/model", "data=classify/test.jsonl"]
-        + ["data.columns.text_pair=second", "--json"],
+        "evaluate model": ["evaluate", "pairs/model", "data=classify/test.jsonl", second, "--json"],
         "evaluate other labels": ["evaluate", "pairs", "data=unknown.jsonl"],
         "evaluate bare": ["evaluate", "bare"],
         "evaluate no data": ["evaluate", "pairs/model"],
         "evaluate nothing": ["evaluate", "pairs", "optim.lr=1"],
         "predict pairs": ["predict", "pairs", "new.jsonl"],
-        "predict model": ["predict", "pairs/model", "new.jsonl", "data.columns.text_pair=second"]
-        + ["--to", "answers.parquet"],
+        "predict model": ["predict", "pairs/model", "new.jsonl", second, "--to", "answers.parquet"],
         "predict text": ["predict", "text", "words.jsonl"],
         "predict target": ["predict", "target", "words.jsonl"],
         "predict wrong": ["predict", "pairs", "wrong.jsonl"],
@@ -105,7 +104,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     tmp = tmp_path_factory.mktemp("commands")
     make_plugin(tmp / "site", "average", AVERAGE)
     lines = command_lines(tmp)
-    ended = run_forks(list(lines.values()), tmp, {"PYTHONPATH": str(tmp / "site")})
+    ended = run_forks(list(lines.values()), tmp, {"PYTHONPATH": str(tmp / "site")}, timeout=900)
     outcomes = dict(zip(lines, ended, strict=True))
     for name, one in outcomes.items():
         if name.startswith("train"):
