@@ -87,16 +87,12 @@ def _trained(labels: Sequence[int]) -> int:
 
 @dataclass(kw_only=True)
 class Prepared:
-    """Formatted splits, the class names, what the audit found, and what identifies the data.
-
-    `source` is of the raw data, `fingerprint` of the rows made of it by this tokenizer and formatter.
-    """
+    """Formatted splits, the class names, what the audit found, and what identifies the data."""
 
     splits: dict[str, Rows]
     labels: list[str]
     audits: dict[str, Audit]
     fingerprint: str
-    source: str
 
 
 def cache_root() -> Path:
@@ -126,8 +122,7 @@ def prepare(
     by_core = hooks.implemented("load_data") == ["core"]
     if raw is None and not (by_core and isinstance(cfg.data, FilesData)):
         raw = hooks.load_data()
-    source = data.fingerprint(cfg, raw)
-    key = _key(hooks, tokenizer, source, labels)
+    key = _key(hooks, tokenizer, data.fingerprint(cfg, raw), labels)
     directory = cache_root() / "data" / key
     if not (directory / "meta.json").is_file():
         with _only_one(directory):  # of many processes that want the same rows, one makes them
@@ -139,7 +134,6 @@ def prepare(
         labels=meta["labels"],
         audits={split: Audit(**audit) for split, audit in meta["audits"].items()},
         fingerprint=key,
-        source=source,
     )
     for split, audit in prepared.audits.items():
         _judge(audit, split, cfg)

@@ -105,7 +105,6 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag) -> dict[str, Any]:
     job = open_job(cfg, run_dir, Screen, stop)
     try:
         if job.strategy.rank == 0:
-            _same_data(job)
             cut_metrics(run_dir, job.progress.step, job.progress.evaluated)
             write_json(run_dir / "run.json", describe_run(job))
         job.screen.header(_header(job))
@@ -123,20 +122,6 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag) -> dict[str, Any]:
     finally:
         job.screen.stop()
         job.strategy.close()
-
-
-def _same_data(job: Job) -> None:
-    """Refuse to go on with a run on other data than it began with: its figures would mean nothing."""
-    path = job.run_dir / "run.json"
-    if not job.progress.step or not path.is_file():
-        return
-    now = job.prepared.source
-    before = json.loads(path.read_text(encoding="utf-8"))["data"].get("source", now)
-    if before != now:
-        raise UserError(
-            f"the data is not what this run began with (fingerprint {before} then, {now} now):"
-            " put the old files back, or start anew with force=true"
-        )
 
 
 def _finish(job: Job) -> dict[str, Any]:

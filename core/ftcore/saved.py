@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ftcore.config import Config, FilesData, TrainerConfig, from_plain
+from ftcore.config import Config, FilesData, Limit, TrainerConfig, from_plain
 from ftcore.errors import UserError
 from ftcore.job import Job, build_hooks
 from ftcore.models import go_offline, locate
@@ -138,10 +138,14 @@ def read_file(cfg: Config, path: str) -> Any:
     """The rows of one file (or a directory of files), whole and in order."""
     from ftcore import data
 
-    columns, one = cfg.data.columns, str(Path(path).expanduser().absolute())
-    asked = FilesData(train=one, columns=columns, max_length=cfg.data.max_length)
-    plain = {**asdict(cfg), "data": asdict(asked)}
-    return data.load(from_plain(plain))["train"]
+    one, own = str(Path(path).expanduser().absolute()), cfg.data
+    if isinstance(own, FilesData):
+        asked = replace(
+            own, train=one, validation=None, test=None, split=None, limit=Limit(), streaming=False
+        )
+    else:
+        asked = FilesData(train=one, columns=own.columns)
+    return data.load(replace(cfg, data=asked))["train"]
 
 
 def ready(saved: Saved, screen: Screen, raw: dict[str, Any] | None = None) -> Job:

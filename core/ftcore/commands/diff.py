@@ -60,7 +60,7 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     config = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     kept = {k: v for k, v in run.items() if k not in ("data", "plugins", "machine")}
-    kept["data"] = {k: run["data"].get(k) for k in ("fingerprint", "source")}
+    kept["data"] = {"fingerprint": run["data"]["fingerprint"]}
     kept["plugins"] = {p["name"]: p["version"] for p in run["plugins"]}
     kept["machine"] = run["machine"]
     figures = {**result["metrics"], "steps": result["steps"], "best_step": result["best_step"]}
