@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ftcore import UserError, hookimpl, plugin
 from ftcore.batches import make_batch
@@ -105,6 +106,25 @@ def test_averaged_weights_are_used_and_put_back(open_tiny: Any) -> None:
     assert found is not None
     assert found["eval/nll"] == pytest.approx(0.6931472, rel=1e-6)
     assert all(torch.equal(p, before[name]) for name, p in job.strategy.model.named_parameters())
+
+
+def test_averaged_weights_are_what_is_saved_as_best_and_exported(open_tiny: Any) -> None:
+    """The checkpoint of the best evaluation holds the weights that were evaluated, and `model/` too."""
+    from ftcore.run import _finish
+
+    @plugin()
+    class Zeros:
+        @hookimpl
+        def eval_weights(self, shards: Any) -> Any:
+            return {s.name: torch.zeros_like(s.value) for s in shards if s.name.startswith("classifier")}
+
+    job = open_tiny({"train.steps": 2}, Zeros(), validation=ROWS, test=ROWS)
+    train(job)
+    assert float(job.strategy.model.classifier.weight.detach().abs().max()) > 0
+    metrics = _finish(job)["metrics"]
+    saved = load_file(job.run_dir / "model" / "model.safetensors")
+    assert float(saved["classifier.weight"].abs().max()) == 0
+    assert metrics["test/nll"] == metrics["eval/nll"] == pytest.approx(0.6931472, rel=1e-6)
 
 
 def test_run_asked_to_stop_stops_evaluating(open_tiny: Any) -> None:

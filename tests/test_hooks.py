@@ -243,3 +243,41 @@ def test_hook_or_argument_that_does_not_exist_is_an_error(over_core: Any) -> Non
         over_core(Hook())
     with pytest.raises(UserError, match=r"'argument': .*logits"):
         over_core(Argument())
+
+
+def test_time_in_hooks_is_each_plugins_own(over_core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapper's time is what it does before and after, not what it wraps; a failing hook counts."""
+    now = [0.0]
+
+    class Clock:
+        perf_counter = staticmethod(lambda: now[0])
+
+    monkeypatch.setattr("ftcore.hooks.time", Clock)
+
+    @plugin()
+    class Outer:
+        @hookimpl(wrapper=True)
+        def compute_loss(self) -> Any:
+            now[0] += 1
+            terms = yield
+            now[0] += 2
+            return terms
+
+    @plugin()
+    class Inner:
+        @hookimpl
+        def compute_loss(self) -> dict[str, LossTerm]:
+            now[0] += 10
+            return {"task": term(3.0)}
+
+        @hookimpl
+        def on_log(self, record: Any) -> None:
+            now[0] += 5
+            raise UserError("no")
+
+    found = over_core(Inner(), Outer())
+    found.compute_loss(None, None, None, None)
+    assert found.spent == {"inner": 10.0, "outer": 3.0}
+    with pytest.raises(UserError):
+        found.on_log({})
+    assert found.spent == {"inner": 15.0, "outer": 3.0}
