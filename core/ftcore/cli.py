@@ -23,6 +23,7 @@ examples:
   ftcore data=files data.train=train.jsonl data.validation=dev.jsonl train.epochs=8
   ftcore model=pretrained model.path=FacebookAI/roberta-base optim.lr=2e-5 seed=1
   ftcore trainer=ddp trainer.devices=2 train.precision=bf16
+  ftcore predict runs/latest new.csv
 
 commands:
 {commands}

@@ -212,7 +212,7 @@ def _header(job: Job) -> list[tuple[str, str]]:
 def _plugin_line(plugin: Enabled) -> str:
     """A plugin's version, what it did to this model where it says so, and its options."""
     describe = getattr(plugin.instance, "describe", None)
-    facts = [plugin.summary]
+    facts = [plugin.summary.rstrip(".")]
     if describe is not None:
         facts = [
             f"{len(v)} {k}"

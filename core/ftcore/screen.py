@@ -153,14 +153,17 @@ class Screen:
         if spent := result.get("hook_seconds"):
             shares = [f"{name} {s:.1f} s" for name, s in spent.items()]
             self.line(f"in the hooks of plugins (backward passes not counted): {', '.join(shares)}")
-        run = shlex.quote(_near(run_dir))
+        run = shlex.quote(_short(run_dir))
         self.line(f"next: ftcore predict {run} FILE   ftcore evaluate {run}   ftcore export {run} --to DIR")
 
 
-def _near(path: str) -> str:
-    """A path as it is shortest to type from here."""
+def _short(path: str) -> str:
+    """A path as it is shortest to type from here; `runs/latest` where that is it and the path is long."""
     relative = os.path.relpath(path, Path.cwd())
-    return path if relative.startswith("..") else relative
+    near = path if relative.startswith("..") else relative
+    latest = Path("runs", "latest")
+    is_latest = latest.is_dir() and latest.resolve() == Path(path).resolve()
+    return str(latest) if is_latest and len(near) > 40 else near
 
 
 def _duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("settings", nargs="*", help="data=FILE (with labels), data.columns.text=NAME, ...")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    from ftcore.evaluation import evaluate
+    from ftcore.evaluation import predict, score
     from ftcore.saved import open_saved, read_file, ready
     from ftcore.screen import Screen
 
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{options.model} was trained without validation or test data: say data=FILE")
     metrics: dict[str, float] = {}
     for split in splits:
-        metrics |= evaluate(job, split, {"validation": "eval"}.get(split, split)) or {}
+        # As they are: averaging, where the run did it, is in the weights.
+        predictions = predict(job, split) or {}
+        metrics |= score(job, predictions, split, {"validation": "eval"}.get(split, split))
     if options.json:
         print(json.dumps(metrics, indent=2))
         return 0
