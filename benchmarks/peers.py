@@ -19,8 +19,11 @@ from ftcore import hookimpl, plugin
 from ftcore.compose import compose
 from ftcore.config import OptimConfig
 from ftcore.contract import Sampler
-from ftcore.job import Job, build_hooks, open_job
+from ftcore.defaults import Defaults
+from ftcore.hooks import Hooks
+from ftcore.job import Job, open_job
 from ftcore.loop import run_step
+from ftcore.plugins import Enabled
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag
 
@@ -57,9 +60,11 @@ def open_quiet(overrides: list[str], idle_plugins: int = 0) -> Job:
     directory = Path(tempfile.mkdtemp(prefix="ftcore-bench-"))
     cfg = compose(overrides)
     job = open_job(cfg, directory, lambda shown: Screen(False), StopFlag())
-    job.hooks = build_hooks(cfg)
-    for number in range(idle_plugins):
-        job.hooks._pm.register(Idle(), f"idle{number}")
+    idle = [
+        Enabled(name=f"idle{i}", instance=Idle(), distribution="", version="", options={})
+        for i in range(idle_plugins)
+    ]
+    job.hooks = Hooks(Defaults(cfg), idle, cfg)
     job.strategy.model.train()
     return job
 

@@ -277,7 +277,33 @@ def test_time_in_hooks_is_each_plugins_own(over_core: Any, monkeypatch: pytest.M
 
     found = over_core(Inner(), Outer())
     found.compute_loss(None, None, None, None)
-    assert found.spent == {"inner": 10.0, "outer": 3.0}
+    assert found.watch.spent == {"inner": 10.0, "outer": 3.0}
     with pytest.raises(UserError):
         found.on_log({})
-    assert found.spent == {"inner": 15.0, "outer": 3.0}
+    assert found.watch.spent == {"inner": 15.0, "outer": 3.0}
+
+
+def test_one_step_of_sixteen_is_timed_for_all(over_core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty-two steps of one second each are 32 seconds, and so much is added in two of them."""
+    now, calls = [0.0], []
+
+    class Clock:
+        @staticmethod
+        def perf_counter() -> float:
+            calls.append(now[0])
+            return now[0]
+
+    monkeypatch.setattr("ftcore.hooks.time", Clock)
+
+    @plugin()
+    class Second:
+        @hookimpl
+        def on_step_start(self) -> None:
+            now[0] += 1
+
+    found = over_core(Second())
+    for index in range(32):
+        found.on_step_start(None, [], Step(index=index, total=32, epoch=0, seed=0))
+        found.on_step_end(None)
+    assert found.watch.spent == {"second": 32.0}
+    assert len(calls) == 4

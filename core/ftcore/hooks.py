@@ -33,45 +33,48 @@ __all__ = ["Hooks", "source_hash"]
 CHAINED = ("setup_model", "on_export")
 
 
+EVERY = 16
+"""Of so many steps one is timed: what is timed takes microseconds a call, which add up."""
+
+
+class Watch:
+    """Seconds in the hooks of each plugin, on the host: backward passes and GPU kernels are not in it.
+
+    `factor` is what a call counts for: 1 outside of steps, within one `EVERY` or, not timed, 0.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.spent = dict.fromkeys(names, 0.0)
+        self.factor = 1
+
+    def timed(self, function: Callable[..., Any], name: str, is_wrapper: bool) -> Callable[..., Any]:
+        """`function` of plugin `name`, timed; what a wrapper wraps is not in its time."""
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            if not self.factor:
+                return function(*arguments)
+            started = time.perf_counter()
+            try:
+                answer = function(*arguments)
+            finally:
+                self.spent[name] += self.factor * (time.perf_counter() - started)
+            return Segments(answer, self, name) if is_wrapper else answer
+
+        return call
+
+
 class Segments:
-    """A wrapper's generator whose own time, what it wraps left out, is added to `spent[name]`."""
+    """A wrapper's generator, each stretch of its own timed."""
 
-    def __init__(self, generator: Generator[None, Any, Any], spent: dict[str, float], name: str) -> None:
-        self._generator, self._spent, self._name = generator, spent, name
-
-    def _timed(self, go_on: Callable[..., Any], *values: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return go_on(*values)
-        finally:
-            self._spent[self._name] += time.perf_counter() - start
+    def __init__(self, generator: Generator[None, Any, Any], watch: Watch, name: str) -> None:
+        self._next = watch.timed(generator.__next__, name, False)
+        self.send = watch.timed(generator.send, name, False)
+        self.throw = watch.timed(generator.throw, name, False)
+        self.close = generator.close
 
     def __next__(self) -> Any:
-        return self._timed(self._generator.__next__)
-
-    def send(self, value: Any) -> Any:
-        return self._timed(self._generator.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._timed(self._generator.throw, *error)
-
-    def close(self) -> None:
-        self._generator.close()
-
-
-def timed(function: Callable[..., Any], spent: dict[str, float], name: str, is_wrapper: bool) -> Any:
-    """`function`, with the time of each call added to `spent[name]` (0.3 µs a call)."""
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            answer = function(*arguments)
-        finally:
-            spent[name] += time.perf_counter() - start
-        return Segments(answer, spent, name) if is_wrapper else answer
-
-    return call
+        return self._next()
 
 
 def source_hash(function: Any) -> str:
@@ -104,16 +107,15 @@ class Hooks:
             raise UserError(f"a hook this ftcore does not have: {error}; upgrade ftcore") from error
         self._check_single_answers()
         self.hook = self._pm.hook
-        self.spent = {one.name: 0.0 for one in plugins}
-        """Seconds in the hooks of each plugin, on the host: backward passes and kernels are not in it."""
-        self._start_watches()
+        self.watch = Watch([one.name for one in plugins])
+        self._start_watch()
 
-    def _start_watches(self) -> None:
+    def _start_watch(self) -> None:
         for name in hookspecs.names():
             for impl in getattr(self._pm.hook, name).get_hookimpls():
-                if impl.plugin_name in self.spent:
+                if impl.plugin_name in self.watch.spent:
                     is_wrapper = impl.wrapper or impl.hookwrapper
-                    impl.function = timed(impl.function, self.spent, impl.plugin_name, is_wrapper)
+                    impl.function = self.watch.timed(impl.function, impl.plugin_name, is_wrapper)
 
     def implemented(self, name: str) -> list[str]:
         """Names of the plugins (and `core`) that implement a hook, in registration order, wrappers last."""
@@ -245,6 +247,7 @@ class Hooks:
         return self._merge("count_units", batch=batch)
 
     def on_step_start(self, model: torch.nn.Module, batches: Sequence[Batch], step: Step) -> None:
+        self.watch.factor = EVERY if step.index % EVERY == 1 else 0  # the first step warms up
         self.hook.on_step_start(model=model, batches=batches, step=step)
 
     def forward(self, model: torch.nn.Module, batch: Batch, step: Step) -> Any:
@@ -275,6 +278,7 @@ class Hooks:
 
     def on_step_end(self, state: State) -> None:
         self.hook.on_step_end(state=state)
+        self.watch.factor = 1
 
     def on_log(self, record: dict[str, Any]) -> None:
         self.hook.on_log(record=record)

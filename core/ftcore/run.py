@@ -153,7 +153,7 @@ def _finish(job: Job) -> dict[str, Any]:
         "plugins": {p.name: p.version for p in job.hooks.plugins},
         "order": [p.name for p in job.hooks.plugins],
         "seed": cfg.seed,
-        "hook_seconds": {name: round(s, 3) for name, s in job.hooks.spent.items()},
+        "hook_seconds": {name: round(s, 3) for name, s in job.hooks.watch.spent.items()},
     }
     if job.strategy.rank == 0:
         write_json(job.run_dir / "result.json", result)

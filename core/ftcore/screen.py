@@ -152,7 +152,7 @@ class Screen:
         )
         if spent := result.get("hook_seconds"):
             shares = [f"{name} {s:.1f} s" for name, s in spent.items()]
-            self.line(f"in the hooks of plugins (backward passes not counted): {', '.join(shares)}")
+            self.line(f"in the hooks of plugins, about (backward passes not counted): {', '.join(shares)}")
         run = shlex.quote(_short(run_dir))
         self.line(f"next: ftcore predict {run} FILE   ftcore evaluate {run}   ftcore export {run} --to DIR")
 
