@@ -87,6 +87,7 @@ def command_lines(tmp: Path) -> dict[str, list[str]]:
         "predict target": ["predict", "target", "words.jsonl"],
         "predict wrong": ["predict", "pairs", "wrong.jsonl"],
         "predict nowhere": ["predict", "./nowhere", "new.jsonl"],
+        "prepare nothing": ["prepare", "model=pretrained", "model.path=org/none"],
         "preview text": ["preview", *text, "--rows", "1", "--split", "validation"],
         "preview pairs": ["preview", *pairs, "--rows", "2"],
         "preview target": ["preview", *target, "--rows", "1"],
@@ -215,6 +216,11 @@ def test_predict_says_what_is_missing(tree: Any) -> None:
     """A column, a model."""
     assert "no column 'text'" in refused(tree, "predict wrong")
     assert "no such directory: " in refused(tree, "predict nowhere")
+
+
+def test_prepare_says_what_it_can_not_fetch(tree: Any) -> None:
+    """A hub's model without a network, in one line."""
+    assert "model.path=org/none can't be fetched: " in refused(tree, "prepare nothing")
 
 
 def test_preview_marks_what_is_trained(tree: Any) -> None:

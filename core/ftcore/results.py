@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ftcore import __version__, models
+from ftcore.errors import UserError
 from ftcore.job import Job
 from ftcore.predictions import tabulate, write_table
 from ftcore.strategies import base_model
@@ -69,7 +70,10 @@ def keep_predictions(job: Job, predictions: Mapping[str, Sequence[Any]], split: 
     if job.strategy.rank == 0:
         examples = job.prepared.splits[split].examples.tolist()
         table = tabulate(predictions, job.prepared.labels, examples)
-        write_table(table, directory / f"{split}.parquet")
+        try:
+            write_table(table, directory / f"{split}.parquet")
+        except UserError as error:
+            raise UserError(f"{error}; make room and run `ftcore resume {job.run_dir}`") from error
 
 
 def describe_run(job: Job) -> dict[str, Any]:

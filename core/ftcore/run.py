@@ -134,9 +134,10 @@ def _finish(job: Job) -> dict[str, Any]:
     if progress.best_weights:  # they were saved as they were evaluated
         if job.hooks.implemented("eval_weights") or best.name != f"best-{progress.step}":
             job.strategy.load(checkpoint.Checkpoint(best))
-        if job.strategy.rank == 0:
+        kept = best / "validation.parquet"
+        if job.strategy.rank == 0 and kept.is_file():  # a run begun by an earlier ftcore has none
             (job.run_dir / "predictions").mkdir(exist_ok=True)
-            shutil.copyfile(best / "validation.parquet", job.run_dir / "predictions" / "validation.parquet")
+            shutil.copyfile(kept, job.run_dir / "predictions" / kept.name)
     with contextlib.nullcontext() if progress.best_weights else averaged(job):
         metrics = _test_and_export(job)
     name = job.metric.lstrip("-")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcore.commands import Parser
+from ftcore.errors import UserError
 
 if TYPE_CHECKING:
     from ftcore.config import Config
@@ -51,17 +52,26 @@ def _fetch(cfg: Config, hooks: Hooks) -> list[str]:
     if tiny_name(cfg.model) is None and hooks.implemented("load_model") == ["core"]:
         path = locate(cfg.model)
         if not Path(path).is_dir():
-            from huggingface_hub import snapshot_download
-
-            folder = snapshot_download(
-                path,
-                revision=cfg.model.revision,
-                allow_patterns=MODEL_FILES,
-                local_files_only=cfg.offline,
-            )
-            pins.append(f"model.revision={Path(folder).name}")
+            pins.append(f"model.revision={_download(path, cfg)}")
     if isinstance(cfg.data, HubData) and not cfg.offline and not Path(cfg.data.path).is_dir():
         from huggingface_hub import HfApi
 
         pins.append(f"data.revision={HfApi().dataset_info(cfg.data.path, revision=cfg.data.revision).sha}")
     return pins
+
+
+def _download(path: str, cfg: Config) -> str:
+    """Fetch a model's files (each once, whoever else wants them); returns the commit."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            path,
+            revision=cfg.model.revision,
+            allow_patterns=MODEL_FILES,
+            local_files_only=cfg.offline,
+        )
+    except (OSError, ValueError) as error:  # the hub's errors are OSErrors
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"model.path={path} can't be fetched: {reason}") from error
+    return Path(folder).name
