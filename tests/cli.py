@@ -60,6 +60,8 @@ def runs(many: Sequence[Sequence[str]], cwd: Path) -> list[subprocess.CompletedP
 FORKS = """
 import json, os, sys
 import datasets, hydra.main, sklearn.metrics, torch, transformers
+from transformers import BertForSequenceClassification, LlamaForCausalLM, T5ForConditionalGeneration
+import ftcore.loop, ftcore.saved
 from ftcore.cli import main
 
 for number, arguments in enumerate(json.loads(sys.argv[1])):

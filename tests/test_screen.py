@@ -10,9 +10,11 @@ from typing import Any
 import pexpect
 import pytest
 
+from ftcore import plugin
+from ftcore.run import _header
 from ftcore.screen import Screen
 
-from .cli import environment, make_data, make_plugin, result
+from .cli import environment, make_data, make_plugin
 
 SLOW = """
 import time
@@ -102,22 +104,21 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path, trainer: tuple[str, ..
 def test_a_reader_that_leaves_stops_the_run_quietly(tmp_path: Path, trainer: tuple[str, ...]) -> None:
     """`ftcore ... | head -2`: saved, one line on stderr, no traceback."""
     line = [*make_data(tmp_path, "classify"), "train.epochs=100000", "hydra.run.dir=run", *trainer]
-    run = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "ftcore", *line],
         cwd=tmp_path,
         env=environment(tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert run.stdout is not None
-    assert run.stderr is not None
-    assert run.stdout.readline().startswith("model")
-    run.stdout.close()
-    assert run.wait(timeout=200) == 141
-    assert re.fullmatch(
-        r"ftcore: stopped at step \d+, saved; go on with: ftcore resume \S+\n", run.stderr.read()
-    )
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline().startswith("model")
+        run.stdout.close()
+        said = run.stderr.read()
+    assert run.returncode == 141
+    assert re.fullmatch(r"ftcore: stopped at step \d+, saved; go on with: ftcore resume \S+\n", said)
 
 
 def test_elsewhere_a_line_comes_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,22 +149,19 @@ def test_other_ranks_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_more_plugins_than_fit_share_a_line(tmp_path: Path) -> None:
-    """Five plugins, and still eight lines of header."""
-    names = [f"p{i}" for i in range(5)]
-    source = "from ftcore import plugin\n\n@plugin()\nclass Plugin:\n    '''Do nothing, number {}.'''\n"
-    for i, name in enumerate(names):
-        make_plugin(tmp_path / "site", name, source.format(i))
-    line = [*make_data(tmp_path, "classify"), f"+plugin=[{','.join(names)}]", "train.steps=1"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "ftcore", *line, "hydra.run.dir=run"],
-        cwd=tmp_path,
-        env=environment(tmp_path, PYTHONPATH=str(tmp_path / "site")),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    header = ended.stdout.split("\nstep 1/1")[0].splitlines()
-    assert [x.split()[0] for x in header] == ["model", "data", "p0", "p1", "...", "batch", "disk", "run"]
-    assert "p4 1.2: Do nothing, number 4." in header[4]
-    assert list(result(tmp_path / "run")["hook_seconds"]) == names
+def test_more_plugins_than_fit_share_a_line(open_tiny: Any) -> None:
+    """Five plugins, and still eight lines of header; what a plugin did to the model stands there."""
+
+    def made(number: int) -> Any:
+        class Plugin:
+            def describe(self) -> dict[str, Any]:
+                return {"matrices": [1, 2], "share": 0.5, "number": number}
+
+        Plugin.__name__ = f"P{number}"
+        return plugin()(Plugin)()
+
+    job = open_tiny({}, *(made(i) for i in range(5)))
+    header = _header(job)
+    assert [name for name, _ in header] == ["model", "data", "p0", "p1", "...", "batch", "disk", "run"]
+    assert header[2][1] == "0: 2 matrices, share 0.5, number 0"
+    assert "p4 0: 2 matrices, share 0.5, number 4" in header[4][1]
