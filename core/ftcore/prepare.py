@@ -7,7 +7,6 @@ and source. Whatever differs makes other files; nothing is ever invalidated by h
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from ftcore import __version__, data
 from ftcore.config import Config, FilesData
+from ftcore.data import cache_root
 from ftcore.errors import UserError
 from ftcore.hooks import Hooks
 from ftcore.store import Rows, write_rows
@@ -79,13 +79,6 @@ class Prepared:
     labels: list[str]
     audits: dict[str, Audit]
     fingerprint: str
-
-
-def cache_root() -> Path:
-    """`$FTCORE_CACHE`, else `ftcore` in the user's cache directory."""
-    if root := os.environ.get("FTCORE_CACHE"):
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftcore"
 
 
 def prepare(hooks: Hooks, tokenizer: Any) -> Prepared:
