@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from ftcore import config, data
 from ftcore.errors import UserError, nearest, note
+from ftcore.hints import HINTS
 from ftcore.plugins import conf_dirs
 from ftcore.shortforms import expand
 
@@ -25,23 +26,6 @@ CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
 
 UNNAMED = tuple(f"{k}=" for k in ("name", "force", "offline", *(f"train.{k}" for k in config.UNESSENTIAL)))
 """Overrides that do not change the run, and so not its directory."""
-
-HINTS = {
-    "learning_rate": "optim.lr",
-    "lr": "optim.lr",
-    "num_train_epochs": "train.epochs",
-    "num_epochs": "train.epochs",
-    "max_steps": "train.steps",
-    "per_device_train_batch_size": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.micro_batch_size (accumulation is derived from it)",
-    "max_seq_length": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "warmup_ratio": "optim.warmup",
-    "warmup_steps": "optim.warmup",
-    "model_name_or_path": "model.path",
-    "bf16": "train.precision=bf16",
-    "fp16": "train.precision=fp16",
-}
 
 
 def slug(overrides: Sequence[str]) -> str:
@@ -287,7 +271,10 @@ def _explain_key(key: str, text: str) -> str:
     keys = known_keys()
     last = key.rpartition(".")[2]
     if last in HINTS:
-        return f"no config key '{key}'; use {HINTS[last]}"
+        hint = HINTS[last]
+        return (
+            f"no config key '{key}'; {hint.removeprefix('no key: ') if 'no key' in hint else f'use {hint}'}"
+        )
     same = [k for k in keys if k.rpartition(".")[2] == last]
     return f"no config key '{key}'; " + (f"did you mean {' or '.join(same)}?" if same else nearest(key, keys))
 

@@ -3,12 +3,16 @@
 Nothing here knows tokens; `prepare` formats what this reads.
 """
 
+import contextlib
 import difflib
 import hashlib
 import itertools
 import json
 import logging
+import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,14 @@ from ftcore.errors import UserError, nearest
 
 __all__ = ["cache_root", "fingerprint", "guess_columns", "label_names", "load", "require_columns"]
 
-SUFFIXES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SUFFIXES = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 SPLITS = ("train", "validation", "test")
 CHUNK = 10_000  # rows of a CSV file turned into Arrow at once
 
@@ -37,7 +48,9 @@ def load(cfg: Config) -> dict[str, Any]:
     data = cfg.data
     splits = _load_files(data) if isinstance(data, FilesData) else _load_hub(data, cfg.offline)
     if data.split is not None:
-        splits = _cut(splits, data.split, data.split_seed, cfg)
+        from ftcore.split import cut
+
+        splits = cut(splits, cfg)
     for split in splits:
         limit = getattr(data.limit, split)
         if limit is None:
@@ -45,7 +58,8 @@ def load(cfg: Config) -> dict[str, Any]:
         if data.streaming:
             splits[split] = splits[split].take(limit)
         elif limit < len(splits[split]):
-            splits[split] = splits[split].shuffle(seed=data.split_seed).select(range(limit))
+            shuffled = splits[split].shuffle(seed=data.split_seed, keep_in_memory=True)
+            splits[split] = shuffled.select(range(limit), keep_in_memory=True)
     return splits
 
 
@@ -67,7 +81,7 @@ def _files(path: str, split: str) -> list[Path]:
     """The data files at `path`: itself, or those in the directory, sorted."""
     root = local(path)
     if root.is_dir():
-        found = sorted(f for f in root.iterdir() if f.suffix in SUFFIXES)
+        found = sorted(f for f in root.iterdir() if f.suffix.lower() in SUFFIXES)
         if not found:
             raise UserError(f"data.{split}: no {', '.join(SUFFIXES)} file in {root}")
     elif root.is_file():
@@ -77,13 +91,13 @@ def _files(path: str, split: str) -> list[Path]:
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise UserError(f"data.{split}: no such file: {root}{hint}")
     for file in found:
-        if file.suffix not in SUFFIXES:
+        if file.suffix.lower() not in SUFFIXES:
             raise UserError(
                 f"data.{split}: can't read '{file.suffix}' files ({file}); known: {', '.join(SUFFIXES)}"
             )
         if file.stat().st_size == 0:
             raise UserError(f"data.{split}: {file} is empty")
-    kinds = {f.suffix for f in found}
+    kinds = {f.suffix.lower() for f in found}
     if len(kinds) > 1:
         raise UserError(f"data.{split}: {root} mixes {', '.join(sorted(kinds))} files; keep one kind")
     return found
@@ -92,20 +106,24 @@ def _files(path: str, split: str) -> list[Path]:
 def _read(files: Sequence[Path], data: FilesData) -> Any:
     import datasets
 
-    kind = SUFFIXES[files[0].suffix]
+    kind = SUFFIXES[files[0].suffix.lower()]
     if kind == "csv":
         return _read_csv(files, data)
     if kind == "json":
         for file in files:
             _check_json(file)
     try:
-        dataset = datasets.load_dataset(
-            kind,
-            data_files=[str(f) for f in files],
-            split="train",
-            streaming=data.streaming,
-            cache_dir=str(cache_root() / "arrow"),
-        )
+        # The Arrow copy is mapped into memory; its file can go at once, so nothing stale is ever found.
+        with scratch_directory() as scratch:
+            dataset = datasets.load_dataset(
+                kind,
+                data_files=[str(f) for f in files],
+                split="train",
+                streaming=data.streaming,
+                cache_dir=str(scratch),
+            )
+    except UserError:
+        raise
     except Exception as error:
         if "corresponds to no data" in str(error):
             raise UserError(f"{files[0]} has no rows") from error
@@ -210,6 +228,28 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftcore"
 
 
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A directory in the cache that is gone afterwards.
+
+    Raises:
+        UserError: a cache that can't be written to.
+    """
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=".making-", dir=root)
+    except OSError as error:
+        raise UserError(
+            f"can't write to the cache {root} ({error.strerror});"
+            " set FTCORE_CACHE to a directory that you may write to"
+        ) from error
+    try:
+        yield Path(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _load_hub(data: HubData, offline: bool) -> dict[str, Any]:
     import datasets
 
@@ -245,28 +285,6 @@ def _load_hub(data: HubData, offline: bool) -> dict[str, Any]:
         raise UserError(f"can't load data.path={data.path}: {_root(error)}") from error
 
 
-def _cut(splits: dict[str, Any], shares: Sequence[float], seed: int, cfg: Config) -> dict[str, Any]:
-    """Cut `train` into the three splits, each label in proportion (classification)."""
-    import numpy as np
-
-    if set(splits) != {"train"}:
-        raise UserError("data.split cuts data.train alone; take data.validation and data.test away (=null)")
-    train = splits["train"]
-    if cfg.data.streaming:
-        raise UserError("data.split needs the whole data set; it can't be used with data.streaming")
-    groups = np.zeros(len(train), dtype=object)
-    if cfg.task.name == "classify" and cfg.data.columns.label in train.column_names:
-        groups = np.asarray([str(v) for v in train[cfg.data.columns.label]], dtype=object)
-    rng = np.random.default_rng(seed)
-    parts: dict[str, list[int]] = {s: [] for s in SPLITS}
-    for label in sorted(set(groups)):
-        rows = rng.permutation(np.flatnonzero(groups == label))
-        ends = np.rint(np.cumsum(shares) * len(rows)).astype(int)
-        for split, part in zip(SPLITS, np.split(rows, ends[:-1]), strict=True):
-            parts[split] += part.tolist()
-    return {s: train.select(sorted(rows)) for s, rows in parts.items() if rows}
-
-
 def guess_columns(cfg: Config, fixed: Sequence[str]) -> list[str]:
     """Set those of `data.columns` that the files lack to what they seem to be called; returns what to say.
 
@@ -279,7 +297,7 @@ def guess_columns(cfg: Config, fixed: Sequence[str]) -> list[str]:
     try:
         for path in dict.fromkeys(getattr(cfg.data, split) for split in SPLITS):
             file = _files(path, "train")[0] if path else None
-            if file and SUFFIXES[file.suffix] == "csv":
+            if file and SUFFIXES[file.suffix.lower()] == "csv":
                 notes.append(f"{file.name}: {dialect(file, cfg.data)}")
         rows = list(itertools.islice(_head(_files(cfg.data.train, "train")[0], cfg.data), 1000))
     except (OSError, UserError, ValueError):
@@ -295,7 +313,7 @@ def guess_columns(cfg: Config, fixed: Sequence[str]) -> list[str]:
 
 def _head(file: Path, data: FilesData) -> Iterator[dict[str, Any]]:
     """The first rows of a file, read without the others; none of a large JSON array."""
-    kind = SUFFIXES[file.suffix]
+    kind = SUFFIXES[file.suffix.lower()]
     if kind == "csv":
         how = dialect(file, data)
         names = delimited.header(file, how)
@@ -338,16 +356,30 @@ def label_names(dataset: Any, column: str) -> list[str]:
     """The class names of a label column: the feature's own, or the sorted distinct values."""
     if names := class_names(dataset, column):
         return names
-    values = {row[column] for row in dataset} - {None}
-    if any(isinstance(v, float) and not v.is_integer() for v in values):
-        raise UserError(
-            f"column '{column}' holds fractions, so it is no class label; "
-            "classification needs words or whole numbers"
-        )
+    values = {row[column] for row in dataset.select_columns([column])} - {None}
+    numbers = {value: number for value in values if (number := _number(value)) is not None}
+    if values and len(numbers) == len(values):
+        ordered = sorted(values, key=lambda v: (numbers[v], str(v)))
+        if fractions := [str(v) for v in ordered if numbers[v] % 1]:
+            raise UserError(
+                f"column '{column}' holds fractions ({', '.join(fractions[:3])}, ...), which are no classes;"
+                " which task is meant? For task=classify make each label a word or a whole number, or set"
+                " data.columns.label; to learn text, task=causal_lm or task=seq2seq"
+            )
+        return [str(v) for v in ordered]
     try:
         return [str(v) for v in sorted(values)]
     except TypeError:
         raise UserError(f"column '{column}' mixes types; make every label a word") from None
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a text that is one; None for everything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
@@ -362,6 +394,6 @@ def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
     else:
         for split, dataset in splits.items():
             digest.update(f"{split}:{getattr(dataset, '_fingerprint', dataset.info)}".encode())
-    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit))
+    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit), getattr(cfg.data, "csv", None))
     digest.update(repr(cut).encode())
     return digest.hexdigest()[:16]

@@ -111,8 +111,13 @@ def load_tokenizer(cfg: Config) -> Any:
             raise UserError(
                 f"model.path={cfg.model.path}: no tokenizer there: {_first_line(error)}"
             ) from error
+    if tokenizer.pad_token is None:  # padding is masked and carries no loss, so any known token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        raise UserError(
+            f"model.path={cfg.model.path}: its tokenizer has no token to pad with (pad, eos, unk or bos);"
+            " name one in its tokenizer_config.json (pad_token)"
+        )
     if cfg.model.add_tokens:
         tokenizer.add_tokens(_new_tokens(cfg.model.add_tokens))
     return tokenizer

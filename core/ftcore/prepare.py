@@ -7,8 +7,6 @@ and source. Whatever differs makes other files; nothing is ever invalidated by h
 import hashlib
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +40,7 @@ class Audit:
     truncated_tokens: int = 0
     masked: int = 0
     dropped: int = 0
+    sha256: str = ""  # of the raw examples, in order: equal where two runs share the split
     unusable: list[int] = field(default_factory=list)  # first few examples dropped or masked, 0-based
     cut: list[int] = field(default_factory=list)  # first few truncated examples, 0-based
 
@@ -73,12 +72,16 @@ def _trained(labels: Sequence[int]) -> int:
 
 @dataclass(kw_only=True)
 class Prepared:
-    """Formatted splits, the class names, what the audit found, and what identifies the data."""
+    """Formatted splits, the class names, what the audit found, and what identifies the data.
+
+    `fingerprint` is of the rows as formatted; `files` of the files that core read, None where others did.
+    """
 
     splits: dict[str, Rows]
     labels: list[str]
     audits: dict[str, Audit]
     fingerprint: str
+    files: str | None
 
 
 def prepare(hooks: Hooks, tokenizer: Any) -> Prepared:
@@ -92,16 +95,22 @@ def prepare(hooks: Hooks, tokenizer: Any) -> Prepared:
     raw: dict[str, Any] | None = None
     if not (by_core and isinstance(cfg.data, FilesData)):
         raw = hooks.load_data()
-    key = _key(hooks, tokenizer, data.fingerprint(cfg, raw))
+    content = data.fingerprint(cfg, raw)
+    key = _key(hooks, tokenizer, content)
     directory = cache_root() / "data" / key
     if not (directory / "meta.json").is_file():
-        _make(hooks, tokenizer, raw if raw is not None else hooks.load_data(), directory)
+        with data.scratch_directory() as scratch:
+            _make(hooks, tokenizer, raw if raw is not None else hooks.load_data(), scratch)
+            if raw is None and data.fingerprint(cfg, None) != content:
+                raise UserError("a file of the data changed while it was read; run again when it is complete")
+            _publish(scratch, directory)
     meta = json.loads((directory / "meta.json").read_text())
     prepared = Prepared(
         splits={split: Rows(directory / split) for split in meta["audits"]},
         labels=meta["labels"],
         audits={split: Audit(**audit) for split, audit in meta["audits"].items()},
         fingerprint=key,
+        files=content if raw is None else None,
     )
     for split, audit in prepared.audits.items():
         _judge(audit, split, cfg)
@@ -132,7 +141,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(repr((state, rest)).encode()).hexdigest()[:16]
 
 
-def _make(hooks: Hooks, tokenizer: Any, raw: dict[str, Any], directory: Path) -> None:
+def _make(hooks: Hooks, tokenizer: Any, raw: dict[str, Any], scratch: Path) -> None:
     cfg = hooks.cfg
     labels: list[str] = []
     if cfg.task.name == "classify":
@@ -143,27 +152,27 @@ def _make(hooks: Hooks, tokenizer: Any, raw: dict[str, Any], directory: Path) ->
             raise UserError(
                 f"column '{cfg.data.columns.label}' has only the label {labels}; classification needs two"
             )
+    audits = {}
+    for split, dataset in raw.items():
+        audits[split] = Audit()
+        rows = _format(hooks, tokenizer, dataset, labels, split, audits[split])
+        if write_rows(rows, scratch / split) == 0:
+            raise UserError(
+                f"no usable row in the {split} data: {audits[split].dropped} of"
+                f" {audits[split].examples} have an empty text or no label"
+            )
+    meta = {"labels": labels, "audits": {s: asdict(a) for s, a in audits.items()}}
+    (scratch / "meta.json").write_text(json.dumps(meta))
+
+
+def _publish(scratch: Path, directory: Path) -> None:
+    """Give a finished directory its name, unless another process was faster."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=directory.parent))
     try:
-        audits = {}
-        for split, dataset in raw.items():
-            audits[split] = Audit()
-            rows = _format(hooks, tokenizer, dataset, labels, split, audits[split])
-            if write_rows(rows, scratch / split) == 0:
-                raise UserError(
-                    f"no usable row in the {split} data: {audits[split].dropped} of"
-                    f" {audits[split].examples} have an empty text or no label"
-                )
-        meta = {"labels": labels, "audits": {s: asdict(a) for s, a in audits.items()}}
-        (scratch / "meta.json").write_text(json.dumps(meta))
-        try:
-            scratch.rename(directory)
-        except OSError:
-            if not (directory / "meta.json").is_file():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.rename(directory)
+    except OSError:
+        if not (directory / "meta.json").is_file():
+            raise
 
 
 def _format(
@@ -171,8 +180,10 @@ def _format(
 ) -> Iterator[dict[str, Any]]:
     """Formatted rows of a split, one at a time, counted in `audit`."""
     column = hooks.cfg.data.columns.label
-    names = data.class_names(dataset, column)
+    names, digest = data.class_names(dataset, column), hashlib.sha256()
     for start, examples in _chunks(dataset):
+        for example in examples:
+            digest.update(json.dumps(example, sort_keys=True, default=str).encode())
         for example in examples if names else ():
             index = example[column]  # -1 stands for no label
             example[column] = None if index is None or index < 0 else names[index]
@@ -188,6 +199,7 @@ def _format(
             rows = [entry] if isinstance(entry, Mapping) else list(entry)
             audit.add(number, rows, shift=int(hooks.cfg.task.name == "causal_lm"))
             yield from ({k: v for k, v in r.items() if k != "truncated"} for r in rows)
+    audit.sha256 = digest.hexdigest()
 
 
 def _chunks(dataset: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:

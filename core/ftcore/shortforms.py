@@ -4,6 +4,7 @@ Also quotes paths for Hydra, whose grammar gives spaces, commas, parentheses and
 Nothing here imports Hydra.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,10 @@ def _data(values: Sequence[str], given: set[str]) -> list[str]:
     if not all(path.exists() for path in paths):
         for value in values:
             if re.search(r"[./\\~ ]", value) and not Path(value).expanduser().exists():
-                raise UserError(f"data={value}: no such file or directory")
+                path = Path(value).expanduser()
+                close = difflib.get_close_matches(path.name, [f.name for f in path.parent.glob("*")])
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                raise UserError(f"data={value}: no such file or directory{hint}")
         return []  # Hydra names the choices
     parts = _parts(paths[0]) if len(paths) == 1 and paths[0].is_dir() else {}
     if not parts:
