@@ -230,7 +230,7 @@ def _finished(cfg: Config, run_dir: Path) -> dict[str, Any] | None:
 
 
 def _files_changed(cfg: Config, run_dir: Path) -> bool:
-    """Whether the run was started on files with another content; what is gone, or unknown, has not changed."""
+    """Whether the run was started on other content of its files; what is gone or unknown has not changed."""
     from ftcore import data
 
     try:
