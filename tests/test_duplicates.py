@@ -70,7 +70,7 @@ def test_groups_do_not_depend_on_the_order(texts: list[str]) -> None:
     ("one", "other", "alike"),
     [
         ("Where is my parcel?", "where is  my PARCEL", True),
-        ("Ｗｈｅｒｅ is my parcel", "where is my parcel", True),
+        ("Ｗｈｅｒｅ is my parcel", "where is my parcel", True),  # noqa: RUF001
         ("Where is my parcel, I ordered it on Monday", "Where is my parcle, I ordered it on Monday", True),
         ("Where is my parcel", "I want my money back", False),
         ("set an alarm for 7 am", "set an alarm for 8 pm", False),

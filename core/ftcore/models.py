@@ -143,7 +143,8 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
-    if config.pad_token_id is None:
+    # A decoder classifies at the last token that is no padding, which it tells by this id.
+    if config.pad_token_id is None or (labels and config.model_type not in ENCODERS):
         config.pad_token_id = tokenizer.pad_token_id
     set_dropout(config, cfg.model.dropout)
     loader = getattr(transformers, auto_class)
