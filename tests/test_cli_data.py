@@ -17,7 +17,7 @@ def reviews(tmp_path: Path) -> Path:
     rows = []
     for i in range(60):
         label = list(WORDS)[i % 3]
-        rows.append((f"{' '.join(rng.choices(WORDS[label], k=9))} – é, no {i}", label.title(), rng.random()))
+        rows.append((f"{' '.join(rng.choices(WORDS[label], k=9))} é, no {i}", label.title(), rng.random()))
     rows += [(f"{text.upper()}!", label, 0.5) for text, label, _ in rows[::5]]
     path = tmp_path / "reviews (1), final.csv"
     with path.open("w", encoding="cp1252", newline="") as file:

@@ -194,7 +194,7 @@ def test_streamed_rows_are_those_that_are_loaded(config: Any, tmp_path: Path, na
     """Several files of a kind, in order, with the limit; nothing is left in the cache."""
     import pandas
 
-    from ftcore.data import cache_root
+    from ftcore.readers import cache_root
 
     for part in (1, 2):
         frame = pandas.DataFrame({"text": [f"{part} {i}" for i in range(30)], "label": "y"})

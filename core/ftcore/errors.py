@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-__all__ = ["Interrupted", "TrainingError", "UserError", "nearest", "note"]
+__all__ = ["Interrupted", "TrainingError", "UserError", "nearest", "note", "root_cause"]
 
 
 class UserError(Exception):
@@ -42,6 +42,13 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
         close = [n for n in names if ratios[n] >= best - 0.1]
         return "did you mean " + " or ".join(f"'{prefix}{c}'" for c in close) + "?"
     return "known: " + ", ".join(prefix + n for n in names) if names else ""
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of the innermost cause: what libraries wrap is rarely helpful."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).partition("\n")[0]
 
 
 def note(text: str) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 from ftcore import __version__, data
 from ftcore.config import Config, FilesData
-from ftcore.data import cache_root
 from ftcore.errors import UserError
 from ftcore.hooks import Hooks
+from ftcore.readers import cache_root, scratch_directory
 from ftcore.store import Rows, write_rows
 
 __all__ = ["Audit", "Prepared", "cache_root", "prepare"]
@@ -99,7 +99,7 @@ def prepare(hooks: Hooks, tokenizer: Any) -> Prepared:
     key = _key(hooks, tokenizer, content)
     directory = cache_root() / "data" / key
     if not (directory / "meta.json").is_file():
-        with data.scratch_directory() as scratch:
+        with scratch_directory() as scratch:
             _make(hooks, tokenizer, raw if raw is not None else hooks.load_data(), scratch)
             if raw is None and data.fingerprint(cfg, None) != content:
                 raise UserError("a file of the data changed while it was read; run again when it is complete")
