@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ftcore import UserError
 from ftcore.compose import UNNAMED, compose, explain, known_keys, slug
+from ftcore.hints import HINTS
 
 KEYS = ["seed", "optim.lr", "model", "+plugin", "train.batch_size", "data.train", "+plugin.a_b.rate", "task"]
 VALUE = st.one_of(
@@ -159,6 +160,50 @@ def test_error_of_hydras_becomes_one_line_with_the_cure(
     install("alpha", "rate: 0.5")
     install("beta", "rate: 0.5")
     assert re.search(message, explained(*overrides))
+
+
+def test_hints_name_keys_that_are_there() -> None:
+    """Every setting that a hint proposes is one of ours, and no hint hides one."""
+    keys = known_keys()
+    groups = "train|data|optim|model|task|trainer"
+    for key, hint in HINTS.items():
+        named = re.findall(rf"\b(?:{groups})\.[a-z_.]*[a-z]", hint)
+        assert set(named) <= set(keys), key
+        assert key == "lr" or key not in {k.rpartition(".")[2] for k in keys}
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("learning_rate", r"use optim\.lr$"),
+        ("gradient_accumulation_steps", r"train\.micro_batch_size: accumulation follows"),
+        ("training.cutoff_len", r"use data\.max_length$"),
+        ("report_to", r"no config key 'report_to'; each run writes metrics\.jsonl"),
+        ("val_set_size", r"use data\.split="),
+    ],
+)
+def test_key_of_another_tool_is_answered_by_ours(key: str, message: str) -> None:
+    """Habits that no nearest name would find."""
+    assert re.search(message, explained(f"{key}=1"))
+
+
+def test_short_forms_and_guesses_are_composed_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file with other columns: the path is absolute, the split set, each decision a line on stderr."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a (1).csv").write_text("review;stars\ngood;5\nbad;1\n")
+    cfg = compose(["data=a (1).csv"])
+    assert cfg.data.train == str(tmp_path / "a (1).csv")
+    assert cfg.data.split == [0.8, 0.1, 0.1]
+    assert (cfg.data.columns.text, cfg.data.columns.label) == ("review", "stars")
+    said, written, guessed = capsys.readouterr().err.splitlines()
+    assert said == (
+        "ftcore: data=a (1).csv  means  data=files data.train='a (1).csv' data.split=[0.8,0.1,0.1]"
+    )
+    assert written == "ftcore: a (1).csv: utf-8, ';' between fields, \" quotes"
+    assert guessed.startswith("ftcore: guessed data.columns.label=stars data.columns.text=review (columns:")
+    assert compose(["data=a (1).csv", "data.columns.label=grade"]).data.columns.label == "grade"
 
 
 def test_known_keys_are_the_dotted_leaves() -> None:

@@ -1,13 +1,14 @@
 """Raw data: each format read, cuts and limits, and errors that say which file and line."""
 
 import collections
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftcore import UserError
-from ftcore.data import fingerprint, label_names, load
+from ftcore.data import fingerprint, guess_columns, label_names, load
 
 JSONL = '{"text": "good", "label": "yes"}\n{"text": "bad, \\"so\\"", "label": "no"}\n'
 CSV = 'text,label\ngood,yes\n"bad, ""so""",no\n'
@@ -72,7 +73,14 @@ def test_directory_of_several_kinds_is_an_error(config: Any, tmp_path: Path, oth
         ("a.jsonl", JSONL + '{"text": "cut o\n', r"a\.jsonl line 3 is broken JSON"),
         ("a.jsonl", JSONL + "7\n", r"a\.jsonl line 3 is no JSON object"),
         ("a.csv", CSV + "one,two,three\n", r"a\.csv line 4: 3 fields, the header has 2"),
-        ("a.csv", CSV.encode() + "näher,yes\n".encode("latin-1"), r"a\.csv is not UTF-8"),
+        ("a.csv", CSV + "one\n", r"a\.csv line 4: 1 fields, the header has 2"),
+        ("a.csv", "text,text\na,b\n", r"a\.csv: 2 columns are called 'text'"),
+        (
+            "a.jsonl",
+            JSONL + '{"text": "half \\ud83d"}\n',
+            r"a\.jsonl line 3 holds a lone surrogate \(\\ud83d\)",
+        ),
+        ("a.json", '[{"text": "a"}, 7]', r"a\.json, entry 1 \(0-based\) is no JSON object"),
         ("a.csv", "text,label\n", r"a\.csv has no rows"),
         ("a.jsonl", "", r"a\.jsonl is empty"),
         ("a.txt", "text", r"can't read '\.txt' files .*known: \.jsonl"),
@@ -103,9 +111,11 @@ def split_ids(config: Any, path: str, **overrides: Any) -> dict[str, list[int]]:
 
 @pytest.fixture
 def numbered(tmp_path: Path) -> str:
-    """100 rows, of which every fifth is rare."""
+    """100 rows without a common word, of which every fifth is rare."""
+    words = [hashlib.sha256(bytes([i])).hexdigest() for i in range(100)]
     lines = [
-        f'{{"id": {i}, "text": "t", "label": "{"rare" if i % 5 == 0 else "often"}"}}' for i in range(100)
+        f'{{"id": {i}, "text": "{word}", "label": "{"often" if i % 5 else "rare"}"}}'
+        for i, word in enumerate(words)
     ]
     return put(tmp_path / "numbered.jsonl", "\n".join(lines))
 
@@ -164,8 +174,124 @@ def test_label_names_of_a_class_label_and_of_fractions() -> None:
 
     feature = datasets.Features({"label": datasets.ClassLabel(names=["world", "sports"])})
     assert label_names(datasets.Dataset.from_dict({"label": [1]}, feature), "label") == ["world", "sports"]
-    with pytest.raises(UserError, match="'label' holds fractions"):
-        label_names(datasets.Dataset.from_dict({"label": [0.5, 1.0]}), "label")
+    for values in ([0.5, 1.0], ["0.5", "1"], ["-1e-3", "2"]):
+        with pytest.raises(
+            UserError, match=r"'label' holds fractions \(.*which task is meant\?.*task=classify"
+        ):
+            label_names(datasets.Dataset.from_dict({"label": values}), "label")
+
+
+def test_label_names_of_numbers_written_as_text() -> None:
+    """The fields of a CSV file sort as the numbers that they are, one word among them makes all words."""
+    import datasets
+
+    for values, expected in ((["10", "9"], ["9", "10"]), (["10", "9", "x"], ["10", "9", "x"])):
+        assert label_names(datasets.Dataset.from_dict({"label": values}), "label") == expected
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_streamed_rows_are_those_that_are_loaded(config: Any, tmp_path: Path, name: str) -> None:
+    """Several files of a kind, in order, with the limit; nothing is left in the cache."""
+    import pandas
+
+    from ftcore.readers import cache_root
+
+    for part in (1, 2):
+        frame = pandas.DataFrame({"text": [f"{part} {i}" for i in range(30)], "label": "y"})
+        path = tmp_path / "d" / f"{part}{name}"
+        path.parent.mkdir(exist_ok=True)
+        if name == "a.csv":
+            frame.to_csv(path, index=False)
+        elif name == "a.jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        else:
+            frame.to_parquet(path, row_group_size=7)
+    loaded = read(config, str(tmp_path / "d"))
+    assert [row["text"] for row in loaded] == [f"{part} {i}" for part in (1, 2) for i in range(30)]
+    assert read(config, str(tmp_path / "d"), **{"data.streaming": True}) == loaded
+    streamed = {"data.streaming": True, "data.limit.train": 40}
+    assert read(config, str(tmp_path / "d"), **streamed) == loaded[:40]
+    assert not list(cache_root().glob(".making-*"))
+
+
+def test_files_of_a_directory_need_the_same_columns(config: Any, tmp_path: Path) -> None:
+    """Columns in another order would put texts where labels belong."""
+    put(tmp_path / "d" / "a.csv", CSV)
+    put(tmp_path / "d" / "b.csv", "label,text\nyes,good\n")
+    with pytest.raises(UserError, match=r"b\.csv has columns label, text; .*a\.csv has text, label"):
+        read(config, str(tmp_path / "d"))
+
+
+def test_how_a_csv_is_written_may_be_said(config: Any, tmp_path: Path) -> None:
+    """`data.csv` is taken as it is; what Python does not know is named."""
+    path = put(tmp_path / "a.csv", "text#label\n'tis #ä\n".encode("cp1250"))
+    said = {"data.csv.delimiter": "#", "data.csv.quote": "", "data.csv.encoding": "cp1250"}
+    assert read(config, path, **said) == [{"text": "'tis ", "label": "ä"}]
+    with pytest.raises(UserError, match=r"data\.csv\.encoding: Python has no encoding 'cp125'"):
+        read(config, path, **{"data.csv.encoding": "cp125"})
+
+
+def test_text_of_a_csv_is_never_taken_for_a_number(config: Any, tmp_path: Path) -> None:
+    """007 keeps its zeros, 1e3 and 2024-01-01 stay as they are written."""
+    rows = read(config, put(tmp_path / "a.csv", "text,label\n007,1\n1e3,02\n2024-01-01,3\n"))
+    assert [tuple(row.values()) for row in rows] == [("007", "1"), ("1e3", "02"), ("2024-01-01", "3")]
+
+
+def test_zero_bytes_in_text_are_text(config: Any, tmp_path: Path) -> None:
+    """A NUL is a character like others, in every format."""
+    path = put(tmp_path / "a.jsonl", '{"text": "a\\u0000b", "label": "yes"}\n')
+    assert read(config, path)[0]["text"] == "a\0b"
+    assert read(config, put(tmp_path / "a.csv", "text,label\na\0b,yes\n"))[0]["text"] == "a\0b"
+
+
+def test_cache_that_cannot_be_written_is_named(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What to set, in one line."""
+    monkeypatch.setenv("FTCORE_CACHE", put(tmp_path / "file", "no directory"))
+    with pytest.raises(UserError, match=r"can't write to the cache .*file .*set FTCORE_CACHE"):
+        read(config, put(tmp_path / "a.jsonl", JSONL))
+
+
+COLUMNS = "Kommentar;Klasse;id\nsehr gut;1;a\nschlecht gemacht;0;b\nnie wieder das;0;c\nimmer wieder;1;d\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", "Message,Intent,channel\nhello there,a,mail\n", ("Message", "Intent")),
+        ("a.jsonl", '{"sentence": "x", "stars": 3}\n', ("sentence", "stars")),
+        ("a.json", '[{"review text": "x", "text": "y", "class": 3}]', ("text", "class")),
+        ("a.csv", COLUMNS, ("Kommentar", "Klasse")),
+        ("a.csv", CSV, ("text", "label")),
+    ],
+)
+def test_columns_are_guessed_and_said(
+    config: Any, tmp_path: Path, name: str, content: str, expected: tuple[str, str]
+) -> None:
+    """By usual names, else by what they hold; what the user set stays."""
+    cfg = config({"data.train": put(tmp_path / name, content)})
+    notes = guess_columns(cfg, [])
+    assert (cfg.data.columns.text, cfg.data.columns.label) == expected
+    assert any("guessed" in one and expected[0] in one for one in notes) is (expected != ("text", "label"))
+    assert any("between fields" in one for one in notes) is (name == "a.csv")
+    cfg = config({"data.train": put(tmp_path / name, content)})
+    guess_columns(cfg, ["text", "label"])
+    assert (cfg.data.columns.text, cfg.data.columns.label) == ("text", "label")
+
+
+def test_columns_of_a_parquet_file_and_of_pairs_are_guessed(config: Any, tmp_path: Path) -> None:
+    """The second text of a pair comes with the first."""
+    import pandas
+
+    frame = pandas.DataFrame({"premise": ["a"], "hypothesis": ["b"], "label": [1]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    cfg = config({"data.train": str(tmp_path / "a.parquet")})
+    assert guess_columns(cfg, []) == [
+        "guessed data.columns.text=premise data.columns.text_pair=hypothesis"
+        " (columns: premise, hypothesis, label)"
+    ]
+    assert (cfg.data.columns.text, cfg.data.columns.text_pair) == ("premise", "hypothesis")
 
 
 def test_fingerprint_is_of_the_content(config: Any, tmp_path: Path) -> None:

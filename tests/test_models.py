@@ -1,13 +1,16 @@
 """Models: dropout that is really off, new tokens, heads drawn from the seed, and what can't be loaded."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ftcore import UserError, tiny
+from ftcore.collate import pad
 from ftcore.config import Config, ModelConfig, TaskConfig
 from ftcore.models import load_model, load_tokenizer, locate, origin, set_dropout
 from ftcore.seeding import seed_global
@@ -48,6 +51,40 @@ def saved(tmp_path: Path) -> Callable[[str], str]:
         return str(tmp_path / name)
 
     return make
+
+
+@pytest.mark.parametrize("configured", [None, 5])
+def test_tokenizer_without_a_pad_token_classifies_as_without_padding(
+    saved: Any, configured: int | None
+) -> None:
+    """Padded with another token, each row of a batch has the logits that it has alone."""
+    path = Path(saved("tiny_llama"))
+    for name, change in (
+        ("tokenizer_config.json", {"pad_token": None}),
+        ("config.json", {"pad_token_id": configured}),
+    ):
+        content = json.loads((path / name).read_text()) | change
+        (path / name).write_text(json.dumps(content))
+    cfg = Config(model=ModelConfig(path=str(path)), offline=True)
+    tokenizer, model = load_tokenizer(cfg), load(str(path), "classify").eval()
+    assert tokenizer.pad_token == tokenizer.eos_token
+    texts = ["ab", "a longer text", "x"]
+    rows = [{"input_ids": np.array(tokenizer(text)["input_ids"]), "labels": 0} for text in texts]
+    batch = pad(rows, tokenizer.pad_token_id, tokenizer.padding_side)
+    del batch["labels"]
+    together = model(**batch).logits
+    alone = torch.cat([model(input_ids=torch.tensor(row["input_ids"])[None]).logits for row in rows])
+    torch.testing.assert_close(together, alone)
+
+
+def test_tokenizer_with_nothing_to_pad_with_is_an_error(saved: Any) -> None:
+    """The file and the key that mend it are named."""
+    path = Path(saved("tiny_llama"))
+    content = json.loads((path / "tokenizer_config.json").read_text())
+    content |= dict.fromkeys(("pad_token", "eos_token", "unk_token", "bos_token"))
+    (path / "tokenizer_config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"no token to pad with .*tokenizer_config\.json"):
+        load_tokenizer(Config(model=ModelConfig(path=str(path)), offline=True))
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

@@ -114,6 +114,23 @@ def test_data_of_a_plugin_is_not_taken_for_that_of_the_files(made: Any) -> None:
     assert len({files.fingerprint, by_plugin.fingerprint, by_other.fingerprint}) == 3
 
 
+def test_file_that_changes_while_it_is_read_is_an_error(made: Any, tmp_path: Path, cache: Path) -> None:
+    """Rows of new bytes are never kept under the name of the old ones."""
+
+    @plugin()
+    class Appends:
+        @hookimpl
+        def format_examples(self, examples: Any) -> Any:
+            with (tmp_path / "train.jsonl").open("a") as file:
+                file.write('{"text": "late", "label": "y"}\n')
+            return [{"input_ids": [1], "labels": 0} for _ in examples]
+
+    with pytest.raises(UserError, match="changed while it was read"):
+        made({}, Appends())
+    assert not list(cache.rglob("meta.json"))
+    assert not list(cache.parent.glob(".making-*"))
+
+
 def test_audit_counts_what_became_of_every_example(made: Any) -> None:
     """Rows, tokens, cut tokens and dropped examples, checked by hand."""
     texts = ["abc", "a" * 10, " ", "ab"]  # 5, 12 and 4 tokens with start and end; one is empty

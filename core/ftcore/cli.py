@@ -1,10 +1,12 @@
 """The command line: help, subcommands, and how errors end. Imports nothing heavy until it must."""
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from ftcore.errors import Interrupted, TrainingError, UserError, nearest
 from ftcore.signals import OUTPUT_LOST
@@ -20,8 +22,9 @@ usage: ftcore [key=value ...]            train; with no argument, the built-in d
 
 examples:
   ftcore
+  ftcore data=reviews.csv                       a file, or a directory: cut in three parts where it is not yet
   ftcore data=files data.train=train.jsonl data.validation=dev.jsonl train.epochs=8
-  ftcore model=pretrained model.path=FacebookAI/roberta-base optim.lr=2e-5 seed=1
+  ftcore model=FacebookAI/roberta-base optim.lr=2e-5 seed=1
   ftcore trainer=ddp trainer.devices=2 train.precision=bf16
   ftcore predict runs/latest new.csv
 
@@ -112,6 +115,8 @@ def _train(cfg, run_dir):  # type: ignore[no-untyped-def]
 
 def _command(name: str, arguments: list[str]) -> int:
     points = {p.name: p for p in entry_points(group="ftcore.commands")}
+    if name not in points and Path(name).exists():
+        raise UserError(f"no command '{name}'; to train on that file or directory: data={shlex.quote(name)}")
     if name not in points:
         raise UserError(f"no command '{name}'; {nearest(name, points)}")
     code = points[name].load()(arguments)

@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ftcore import config
-from ftcore.errors import UserError, nearest
+from ftcore import config, data
+from ftcore.errors import UserError, nearest, note
+from ftcore.hints import HINTS
 from ftcore.plugins import conf_dirs
+from ftcore.shortforms import expand
 
 __all__ = ["CONF", "compose", "explain", "run_hydra", "slug"]
 
@@ -24,23 +26,6 @@ CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
 
 UNNAMED = tuple(f"{k}=" for k in ("name", "force", "offline", *(f"train.{k}" for k in config.UNESSENTIAL)))
 """Overrides that do not change the run, and so not its directory."""
-
-HINTS = {
-    "learning_rate": "optim.lr",
-    "lr": "optim.lr",
-    "num_train_epochs": "train.epochs",
-    "num_epochs": "train.epochs",
-    "max_steps": "train.steps",
-    "per_device_train_batch_size": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.micro_batch_size (accumulation is derived from it)",
-    "max_seq_length": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "warmup_ratio": "optim.warmup",
-    "warmup_steps": "optim.warmup",
-    "model_name_or_path": "model.path",
-    "bf16": "train.precision=bf16",
-    "fp16": "train.precision=fp16",
-}
 
 
 def slug(overrides: Sequence[str]) -> str:
@@ -94,6 +79,7 @@ def run_hydra(job: Callable[[config.Config, Path], Any], arguments: Sequence[str
     from hydra.types import RunMode
 
     _register()
+    arguments = _expand(arguments)
     _check_options(arguments)
     failures: list[BaseException] = []
 
@@ -113,6 +99,17 @@ def run_hydra(job: Callable[[config.Config, Path], Any], arguments: Sequence[str
     if failures:
         raise failures[0]
     return result
+
+
+def _expand(arguments: Sequence[str]) -> list[str]:
+    """The arguments without short forms; says what each of those stands for."""
+    roots = [CONF, *conf_dirs().values()]
+    choices = {g: {f.stem for root in roots for f in (root / g).glob("*.yaml")} for g in ("data", "model")}
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    full, notes = expand(arguments, choices, sweep=sweep)
+    for one in notes:
+        note(one)
+    return full
 
 
 def _check_options(arguments: Sequence[str]) -> None:
@@ -136,7 +133,7 @@ def compose(overrides: Sequence[str]) -> config.Config:
     GlobalHydra.instance().clear()
     version = {"version_base": "1.3"} if _wants_version_base() else {}
     with hydra.initialize_config_dir(config_dir=str(CONF), **version):
-        cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+        cfg = hydra.compose("config", overrides=_expand(overrides), return_hydra_config=True)
         from hydra.core.hydra_config import HydraConfig
 
         HydraConfig.instance().set_config(cfg)
@@ -151,6 +148,7 @@ def _wants_version_base() -> bool:
 
 
 def _convert(cfg: Any) -> config.Config:
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     selected = _selected()
@@ -169,7 +167,12 @@ def _convert(cfg: Any) -> config.Config:
                 f" (or take plugin.{name}.* away)"
             )
     plain["plugin"] = {name: given[name] for name in selected}
-    return _absolute(config.from_plain(plain))
+    found = _absolute(config.from_plain(plain))
+    keys = [o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task]
+    fixed = [key.removeprefix("data.columns.") for key in keys if key.startswith("data.columns.")]
+    for one in data.guess_columns(found, fixed):
+        note(one)
+    return found
 
 
 def _selected() -> list[str]:
@@ -268,7 +271,10 @@ def _explain_key(key: str, text: str) -> str:
     keys = known_keys()
     last = key.rpartition(".")[2]
     if last in HINTS:
-        return f"no config key '{key}'; use {HINTS[last]}"
+        hint = HINTS[last]
+        return (
+            f"no config key '{key}'; {hint.removeprefix('no key: ') if 'no key' in hint else f'use {hint}'}"
+        )
     same = [k for k in keys if k.rpartition(".")[2] == last]
     return f"no config key '{key}'; " + (f"did you mean {' or '.join(same)}?" if same else nearest(key, keys))
 

@@ -13,6 +13,7 @@ from ftcore.errors import UserError, nearest
 __all__ = [
     "Columns",
     "Config",
+    "Csv",
     "DataConfig",
     "FilesData",
     "HubData",
@@ -77,6 +78,15 @@ class DataConfig:
 
 
 @dataclass
+class Csv:
+    """How delimited text is written; null is found out from each file."""
+
+    delimiter: str | None = None  # one character, or `tab`
+    quote: str | None = None  # one character; "" reads quotes as any other character
+    encoding: str | None = None  # a name that Python knows
+
+
+@dataclass
 class FilesData(DataConfig):
     """Files: jsonl, csv or parquet, or a directory of them (`ftcore:NAME` is in the package)."""
 
@@ -84,6 +94,7 @@ class FilesData(DataConfig):
     train: str | None = None
     validation: str | None = None
     test: str | None = None
+    csv: Csv = field(default_factory=Csv)
     streaming: bool = False
 
 
@@ -311,6 +322,17 @@ def validate(cfg: Config) -> None:
     if data.split is not None:
         good = len(data.split) == 3 and min(data.split) >= 0 and abs(sum(data.split) - 1) < 1e-6
         rule(good, "data.split", "three shares that sum to 1: train, validation, test", data.split)
+    if isinstance(data, FilesData):
+        for key, text, usual in (
+            ("delimiter", data.csv.delimiter, (None, "tab")),
+            ("quote", data.csv.quote, (None, "")),
+        ):
+            rule(
+                text in usual or len(text or "") == 1,
+                f"data.csv.{key}",
+                f"one character or {usual[1]!r}",
+                text,
+            )
     if isinstance(cfg.trainer, TrainerConfig):
         devices = cfg.trainer.devices
         rule(devices is None or devices >= 1, "trainer.devices", "at least 1", devices)

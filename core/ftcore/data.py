@@ -3,21 +3,22 @@
 Nothing here knows tokens; `prepare` formats what this reads.
 """
 
-import csv
 import difflib
 import hashlib
-import json
+import itertools
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ftcore import columns
 from ftcore.config import Config, FilesData, HubData
-from ftcore.errors import UserError, nearest
+from ftcore.errors import UserError, nearest, root_cause
+from ftcore.readers import SUFFIXES, dialect, head, read
 
-__all__ = ["fingerprint", "label_names", "load", "require_columns"]
+__all__ = ["fingerprint", "guess_columns", "label_names", "load", "require_columns"]
 
-SUFFIXES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLITS = ("train", "validation", "test")
 
 
@@ -34,7 +35,9 @@ def load(cfg: Config) -> dict[str, Any]:
     data = cfg.data
     splits = _load_files(data) if isinstance(data, FilesData) else _load_hub(data, cfg.offline)
     if data.split is not None:
-        splits = _cut(splits, data.split, data.split_seed, cfg)
+        from ftcore.split import cut
+
+        splits = cut(splits, cfg)
     for split in splits:
         limit = getattr(data.limit, split)
         if limit is None:
@@ -42,7 +45,8 @@ def load(cfg: Config) -> dict[str, Any]:
         if data.streaming:
             splits[split] = splits[split].take(limit)
         elif limit < len(splits[split]):
-            splits[split] = splits[split].shuffle(seed=data.split_seed).select(range(limit))
+            shuffled = splits[split].shuffle(seed=data.split_seed, keep_in_memory=True)
+            splits[split] = shuffled.select(range(limit), keep_in_memory=True)
     return splits
 
 
@@ -50,7 +54,7 @@ def _load_files(data: FilesData) -> dict[str, Any]:
     if data.train is None:
         raise UserError("data.train is not set: data=files data.train=FILE data.validation=FILE")
     paths = {split: getattr(data, split) for split in SPLITS if getattr(data, split)}
-    return {split: _read(_files(path, split), data.streaming) for split, path in paths.items()}
+    return {split: read(_files(path, split), data) for split, path in paths.items()}
 
 
 def local(path: str) -> Path:
@@ -64,7 +68,7 @@ def _files(path: str, split: str) -> list[Path]:
     """The data files at `path`: itself, or those in the directory, sorted."""
     root = local(path)
     if root.is_dir():
-        found = sorted(f for f in root.iterdir() if f.suffix in SUFFIXES)
+        found = sorted(f for f in root.iterdir() if f.suffix.lower() in SUFFIXES)
         if not found:
             raise UserError(f"data.{split}: no {', '.join(SUFFIXES)} file in {root}")
     elif root.is_file():
@@ -74,81 +78,16 @@ def _files(path: str, split: str) -> list[Path]:
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise UserError(f"data.{split}: no such file: {root}{hint}")
     for file in found:
-        if file.suffix not in SUFFIXES:
+        if file.suffix.lower() not in SUFFIXES:
             raise UserError(
                 f"data.{split}: can't read '{file.suffix}' files ({file}); known: {', '.join(SUFFIXES)}"
             )
         if file.stat().st_size == 0:
             raise UserError(f"data.{split}: {file} is empty")
-    kinds = {f.suffix for f in found}
+    kinds = {f.suffix.lower() for f in found}
     if len(kinds) > 1:
         raise UserError(f"data.{split}: {root} mixes {', '.join(sorted(kinds))} files; keep one kind")
     return found
-
-
-def _read(files: Sequence[Path], streaming: bool) -> Any:
-    import datasets
-
-    kind = SUFFIXES[files[0].suffix]
-    options: dict[str, Any] = {}
-    if kind == "csv":  # words such as NA and None are words; only an empty field is missing
-        options = {"keep_default_na": False, "na_values": [""]}
-        options["sep"] = "\t" if files[0].suffix == ".tsv" else ","
-    if kind == "json":
-        for file in files:
-            _check_json_lines(file)
-    try:
-        dataset = datasets.load_dataset(
-            kind, data_files=[str(f) for f in files], split="train", streaming=streaming, **options
-        )
-    except Exception as error:
-        for file in files:
-            if kind == "csv":
-                _check_csv(file, options["sep"])
-        if "corresponds to no data" in str(error):
-            raise UserError(f"{files[0]} has no rows") from error
-        raise UserError(f"can't read {files[0]}: {_root(error)}") from error
-    if not streaming and len(dataset) == 0:
-        raise UserError(f"{files[0]} has no rows")
-    return dataset
-
-
-def _root(error: BaseException) -> str:
-    """The first line of the innermost cause: what libraries wrap is rarely helpful."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).partition("\n")[0]
-
-
-def _check_json_lines(file: Path) -> None:
-    """Raise for the first line that is no JSON object."""
-    with file.open("rb") as lines:
-        if lines.read(1) == b"[":
-            return  # one JSON array; the reader takes it whole
-        lines.seek(0)
-        for number, line in enumerate(lines, start=1):
-            try:
-                good = not line.strip() or isinstance(json.loads(line), dict)
-                reason = "is no JSON object"
-            except ValueError as error:
-                good, reason = False, f"is broken JSON ({error})"
-            if not good:
-                raise UserError(f"{file} line {number} {reason}; mend or remove that line")
-
-
-def _check_csv(file: Path, delimiter: str) -> None:
-    """Raise for the first row with another number of fields than the header, or text that is no UTF-8."""
-    try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            reader = csv.reader(lines, delimiter=delimiter)
-            header = next(reader)
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise UserError(
-                        f"{file} line {reader.line_num}: {len(row)} fields, the header has {len(header)}"
-                    )
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 ({error.reason}, byte {error.start})") from error
 
 
 def _load_hub(data: HubData, offline: bool) -> dict[str, Any]:
@@ -183,29 +122,33 @@ def _load_hub(data: HubData, offline: bool) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"can't load data.path={data.path}: {_root(error)}") from error
+        raise UserError(f"can't load data.path={data.path}: {root_cause(error)}") from error
 
 
-def _cut(splits: dict[str, Any], shares: Sequence[float], seed: int, cfg: Config) -> dict[str, Any]:
-    """Cut `train` into the three splits, each label in proportion (classification)."""
-    import numpy as np
+def guess_columns(cfg: Config, fixed: Sequence[str]) -> list[str]:
+    """Set those of `data.columns` that the files lack to what they seem to be called; returns what to say.
 
-    if set(splits) != {"train"}:
-        raise UserError("data.split cuts data.train alone; take data.validation and data.test away (=null)")
-    train = splits["train"]
-    if cfg.data.streaming:
-        raise UserError("data.split needs the whole data set; it can't be used with data.streaming")
-    groups = np.zeros(len(train), dtype=object)
-    if cfg.task.name == "classify" and cfg.data.columns.label in train.column_names:
-        groups = np.asarray([str(v) for v in train[cfg.data.columns.label]], dtype=object)
-    rng = np.random.default_rng(seed)
-    parts: dict[str, list[int]] = {s: [] for s in SPLITS}
-    for label in sorted(set(groups)):
-        rows = rng.permutation(np.flatnonzero(groups == label))
-        ends = np.rint(np.cumsum(shares) * len(rows)).astype(int)
-        for split, part in zip(SPLITS, np.split(rows, ends[:-1]), strict=True):
-            parts[split] += part.tolist()
-    return {s: train.select(sorted(rows)) for s, rows in parts.items() if rows}
+    Args:
+        fixed: the keys of `data.columns` that the user set, which stay.
+    """
+    if not isinstance(cfg.data, FilesData) or cfg.data.train is None:
+        return []
+    notes = []
+    try:
+        for path in dict.fromkeys(getattr(cfg.data, split) for split in SPLITS):
+            file = _files(path, "train")[0] if path else None
+            if file and SUFFIXES[file.suffix.lower()] == "csv":
+                notes.append(f"{file.name}: {dialect(file, cfg.data)}")
+        rows = list(itertools.islice(head(_files(cfg.data.train, "train")[0], cfg.data), 1000))
+    except (OSError, UserError, ValueError):
+        return []  # said when the files are read
+    found = columns.guess(cfg.task.name, vars(cfg.data.columns), fixed, rows) if rows else {}
+    for key, name in found.items():
+        setattr(cfg.data.columns, key, name)
+    if found:
+        said = " ".join(f"data.columns.{key}={name}" for key, name in found.items())
+        notes.append(f"guessed {said} (columns: {', '.join(rows[0])})")
+    return notes
 
 
 class MissingColumn(UserError):
@@ -232,16 +175,30 @@ def label_names(dataset: Any, column: str) -> list[str]:
     """The class names of a label column: the feature's own, or the sorted distinct values."""
     if names := class_names(dataset, column):
         return names
-    values = {row[column] for row in dataset} - {None}
-    if any(isinstance(v, float) and not v.is_integer() for v in values):
-        raise UserError(
-            f"column '{column}' holds fractions, so it is no class label; "
-            "classification needs words or whole numbers"
-        )
+    values = {row[column] for row in dataset.select_columns([column])} - {None}
+    numbers = {value: number for value in values if (number := _number(value)) is not None}
+    if values and len(numbers) == len(values):
+        ordered = sorted(values, key=lambda v: (numbers[v], str(v)))
+        if fractions := [str(v) for v in ordered if numbers[v] % 1]:
+            raise UserError(
+                f"column '{column}' holds fractions ({', '.join(fractions[:3])}, ...), which are no classes;"
+                " which task is meant? For task=classify make each label a word or a whole number, or set"
+                " data.columns.label; to learn text, task=causal_lm or task=seq2seq"
+            )
+        return [str(v) for v in ordered]
     try:
         return [str(v) for v in sorted(values)]
     except TypeError:
         raise UserError(f"column '{column}' mixes types; make every label a word") from None
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a text that is one; None for everything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
@@ -256,6 +213,6 @@ def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
     else:
         for split, dataset in splits.items():
             digest.update(f"{split}:{getattr(dataset, '_fingerprint', dataset.info)}".encode())
-    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit))
+    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit), getattr(cfg.data, "csv", None))
     digest.update(repr(cut).encode())
     return digest.hexdigest()[:16]

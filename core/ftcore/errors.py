@@ -1,9 +1,11 @@
-"""Errors whose message is for the person at the keyboard, and how names are guessed for them."""
+"""Errors and notes for the person at the keyboard, and how names are guessed for them."""
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
-__all__ = ["Interrupted", "TrainingError", "UserError", "nearest"]
+__all__ = ["Interrupted", "TrainingError", "UserError", "nearest", "note", "root_cause"]
 
 
 class UserError(Exception):
@@ -41,3 +43,16 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
         close = [n for n in names if ratios[n] >= best - 0.1]
         return "did you mean " + " or ".join(f"'{prefix}{c}'" for c in close) + "?"
     return "known: " + ", ".join(prefix + n for n in names) if names else ""
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of the innermost cause: what libraries wrap is rarely helpful."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).partition("\n")[0]
+
+
+def note(text: str) -> None:
+    """Say what was decided for the user: a line on stderr, by the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"ftcore: {text}", file=sys.stderr)

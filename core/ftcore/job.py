@@ -140,6 +140,8 @@ def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop:
     strategy.all_sum([0])
     if strategy.rank != 0:
         prepared = prepare(hooks, tokenizer)  # from the cache
+    if len(set(strategy.gather(prepared.fingerprint))) > 1:
+        raise UserError("the ranks read different data: a file changed while the run started; run again")
     model, pretrained = hooks.load_model(tokenizer, prepared.labels)
     model_config: Any = model.config
     if getattr(model_config, "use_cache", None):

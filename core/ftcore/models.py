@@ -118,8 +118,13 @@ def load_tokenizer(cfg: Config) -> Any:
             raise UserError(
                 f"model.path={cfg.model.path}: no tokenizer there: {_first_line(error)}"
             ) from error
+    if tokenizer.pad_token is None:  # padding is masked and carries no loss, so any known token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        raise UserError(
+            f"model.path={cfg.model.path}: its tokenizer has no token to pad with (pad, eos, unk or bos);"
+            " name one in its tokenizer_config.json (pad_token)"
+        )
     if cfg.model.add_tokens:
         tokenizer.add_tokens(_new_tokens(cfg.model.add_tokens))
     return tokenizer
@@ -145,7 +150,8 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
-    if config.pad_token_id is None:
+    # A decoder classifies at the last token that is no padding, which it tells by this id.
+    if config.pad_token_id is None or (labels and config.model_type not in ENCODERS):
         config.pad_token_id = tokenizer.pad_token_id
     set_dropout(config, cfg.model.dropout)
     loader = getattr(transformers, auto_class)

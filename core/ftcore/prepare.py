@@ -8,9 +8,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +18,7 @@ from ftcore import __version__, data
 from ftcore.config import Config, FilesData
 from ftcore.errors import UserError
 from ftcore.hooks import Hooks
+from ftcore.readers import cache_root, scratch_directory
 from ftcore.store import Rows, write_examples, write_rows
 
 __all__ = ["Audit", "Prepared", "cache_root", "prepare"]
@@ -45,6 +43,7 @@ class Audit:
     truncated_tokens: int = 0
     masked: int = 0
     dropped: int = 0
+    sha256: str = ""  # of the raw examples, in order: equal where two runs share the split
     unusable: list[int] = field(default_factory=list)  # first few examples dropped or masked, 0-based
     cut: list[int] = field(default_factory=list)  # first few truncated examples, 0-based
 
@@ -87,19 +86,16 @@ def _trained(labels: Sequence[int]) -> int:
 
 @dataclass(kw_only=True)
 class Prepared:
-    """Formatted splits, the class names, what the audit found, and what identifies the data."""
+    """Formatted splits, the class names, what the audit found, and what identifies the data.
+
+    `fingerprint` is of the rows as formatted; `files` of the files that core read, None where others did.
+    """
 
     splits: dict[str, Rows]
     labels: list[str]
     audits: dict[str, Audit]
     fingerprint: str
-
-
-def cache_root() -> Path:
-    """`$FTCORE_CACHE`, else `ftcore` in the user's cache directory."""
-    if root := os.environ.get("FTCORE_CACHE"):
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftcore"
+    files: str | None
 
 
 def prepare(
@@ -122,18 +118,25 @@ def prepare(
     by_core = hooks.implemented("load_data") == ["core"]
     if raw is None and not (by_core and isinstance(cfg.data, FilesData)):
         raw = hooks.load_data()
-    key = _key(hooks, tokenizer, data.fingerprint(cfg, raw), labels)
+    content = data.fingerprint(cfg, raw)
+    key = _key(hooks, tokenizer, content, labels)
     directory = cache_root() / "data" / key
     if not (directory / "meta.json").is_file():
-        with _only_one(directory):  # of many processes that want the same rows, one makes them
+        with scratch_directory() as scratch, _only_one(directory):  # many processes may want these rows
             if not (directory / "meta.json").is_file():
-                _make(hooks, tokenizer, hooks.load_data() if raw is None else raw, directory, labels)
+                _make(hooks, tokenizer, hooks.load_data() if raw is None else raw, scratch, labels)
+                if raw is None and data.fingerprint(cfg, None) != content:
+                    raise UserError(
+                        "a file of the data changed while it was read; run again when it is complete"
+                    )
+                scratch.rename(directory)
     meta = json.loads((directory / "meta.json").read_text())
     prepared = Prepared(
         splits={split: Rows(directory / split) for split in meta["audits"]},
         labels=meta["labels"],
         audits={split: Audit(**audit) for split, audit in meta["audits"].items()},
         fingerprint=key,
+        files=content if raw is None else None,
     )
     for split, audit in prepared.audits.items():
         _judge(audit, split, cfg)
@@ -142,26 +145,12 @@ def prepare(
 
 @contextlib.contextmanager
 def _only_one(directory: Path) -> Iterator[None]:
-    """Hold the lock of one cache entry.
-
-    Raises:
-        UserError: the cache is on a disk that can't be written.
-    """
+    """Hold the lock of one cache entry; the cache can be written to."""
     from filelock import FileLock
 
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory.with_name(f".lock-{directory.name}"))
-        lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"can't write the data cache {directory.parent} ({error.strerror}), and these rows are not in it;"
-            " set FTCORE_CACHE to a directory that can be written"
-        ) from error
-    try:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_name(f".lock-{directory.name}")):
         yield
-    finally:
-        lock.release()
 
 
 def _key(hooks: Hooks, tokenizer: Any, raw: str, labels: Sequence[str] | None) -> str:
@@ -198,7 +187,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def _make(
-    hooks: Hooks, tokenizer: Any, raw: dict[str, Any], directory: Path, given: Sequence[str] | None
+    hooks: Hooks, tokenizer: Any, raw: dict[str, Any], scratch: Path, given: Sequence[str] | None
 ) -> None:
     cfg = hooks.cfg
     labels = list(given or ())
@@ -210,23 +199,18 @@ def _make(
             raise UserError(
                 f"column '{cfg.data.columns.label}' has only the label {labels}; classification needs two"
             )
-    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=directory.parent))
-    try:
-        audits = {}
-        for split, dataset in raw.items():
-            audits[split], examples = Audit(), array("q")
-            rows = _format(hooks, tokenizer, dataset, labels, split, audits[split], examples)
-            if write_rows(rows, scratch / split) == 0:
-                raise UserError(
-                    f"no usable row in the {split} data: {audits[split].dropped} of"
-                    f" {audits[split].examples} have an empty text or no label"
-                )
-            write_examples(examples, scratch / split)
-        meta = {"labels": labels, "audits": {s: asdict(a) for s, a in audits.items()}}
-        (scratch / "meta.json").write_text(json.dumps(meta))
-        scratch.rename(directory)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    audits = {}
+    for split, dataset in raw.items():
+        audits[split], examples = Audit(), array("q")
+        rows = _format(hooks, tokenizer, dataset, labels, split, audits[split], examples)
+        if write_rows(rows, scratch / split) == 0:
+            raise UserError(
+                f"no usable row in the {split} data: {audits[split].dropped} of"
+                f" {audits[split].examples} have an empty text or no label"
+            )
+        write_examples(examples, scratch / split)
+    meta = {"labels": labels, "audits": {s: asdict(a) for s, a in audits.items()}}
+    (scratch / "meta.json").write_text(json.dumps(meta))
 
 
 def _format(
@@ -240,8 +224,10 @@ def _format(
 ) -> Iterator[dict[str, Any]]:
     """Formatted rows of a split, one at a time, counted in `audit`; their examples go to `examples_of`."""
     column = hooks.cfg.data.columns.label
-    names = data.class_names(dataset, column)
+    names, digest = data.class_names(dataset, column), hashlib.sha256()
     for start, examples in _chunks(dataset):
+        for example in examples:
+            digest.update(json.dumps(example, sort_keys=True, default=str).encode())
         for example in examples if names and split != "predict" else ():
             index = example[column]  # -1 stands for no label
             example[column] = None if index is None or index < 0 else names[index]
@@ -258,6 +244,7 @@ def _format(
             audit.add(number, rows, shift=int(hooks.cfg.task.name == "causal_lm"))
             examples_of.extend([number] * len(rows))
             yield from ({k: v for k, v in r.items() if k != "truncated"} for r in rows)
+    audit.sha256 = digest.hexdigest()
 
 
 def _chunks(dataset: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -95,6 +95,7 @@ def describe_run(job: Job) -> dict[str, Any]:
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "data": {
             "fingerprint": job.prepared.fingerprint,
+            "files": job.prepared.files,
             "splits": {name: asdict(audit) for name, audit in job.prepared.audits.items()},
             "labels": job.prepared.labels,
         },

@@ -264,10 +264,26 @@ def _finished(cfg: Config, run_dir: Path) -> dict[str, Any] | None:
             f"{run_dir} holds a run with another config ({_difference(before, now)});"
             " set another name=, or force=true to replace it"
         )
+    if _files_changed(cfg, run_dir):
+        raise UserError(
+            f"the data files have changed since the run in {run_dir} was started; set another name=, or"
+            " force=true to replace it"
+        )
     if not (run_dir / "result.json").is_file():
         return None
     result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
     return result
+
+
+def _files_changed(cfg: Config, run_dir: Path) -> bool:
+    """Whether the run was started on other content of its files; what is gone or unknown has not changed."""
+    from ftcore import data
+
+    try:
+        then = json.loads((run_dir / "run.json").read_text())["data"]["files"]
+        return then is not None and then != data.fingerprint(cfg, None)
+    except (OSError, KeyError, ValueError, UserError):
+        return False
 
 
 def _has_begun(run_dir: Path) -> bool:
