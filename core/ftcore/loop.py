@@ -216,8 +216,8 @@ def _log(job: Job, record: dict[str, Any], clock: Clock) -> None:
         **{name: float(value) for name, value in record["logged"].items()},
     }
     if job.strategy.rank == 0:
-        append_metrics(job.run_dir, line)
         job.hooks.on_log(line)
+        append_metrics(job.run_dir, line)
     job.screen.step(line)
 
 
@@ -255,8 +255,8 @@ def _evaluate(job: Job) -> bool:
         job.save(job.checkpoints / progress.best_weights, values_only=True)
     if job.strategy.rank == 0:
         line = {"step": progress.step, **metrics}
-        append_metrics(job.run_dir, line)
         job.hooks.on_log(line)
+        append_metrics(job.run_dir, line)
     job.screen.evaluation(progress.step, metrics, is_best)
     return False
 
