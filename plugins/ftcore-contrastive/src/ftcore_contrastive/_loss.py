@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["ABSENT", "attach", "contrast", "count_positives", "normalize", "supervised_contrastive"]
 
@@ -64,18 +63,20 @@ def contrast(
         scale · l_i of each own row, 0 for an anchor without positives, [own]; and the gradient, like `z`.
     """
     keys, positives = gather(z), count_positives(labels).to(z.dtype)
-    parts = [
-        _anchors(z[at], keys, labels, positives, rows.start + at.start, temperature) for at in _blocks(len(z))
-    ]
     has_positives = positives[rows] > 0
-    losses = torch.where(has_positives, torch.cat([loss for loss, _ in parts]), 0.0)
-    # exp(s - ∞) = 0: what is no anchor has no part in the gradient.
-    lse = gather(torch.where(has_positives, torch.cat([lse for _, lse in parts]), torch.inf))
-    gradients = [
-        _gradient(z[at], keys, labels, positives, lse, rows.start + at.start, temperature)
-        for at in _blocks(len(z))
-    ]
-    return scale * losses, torch.cat(gradients) * scale
+    with torch.autocast(z.device.type, enabled=False):
+        parts = [
+            _anchors(z[at], keys, labels, positives, rows.start + at.start, temperature)
+            for at in _blocks(len(z))
+        ]
+        losses = torch.where(has_positives, torch.cat([loss for loss, _ in parts]), 0.0)
+        # exp(s - ∞) = 0: what is no anchor has no part in the gradient.
+        lse = gather(torch.where(has_positives, torch.cat([lse for _, lse in parts]), torch.inf))
+        gradients = [
+            _gradient(z[at], keys, labels, positives, lse, rows.start + at.start, temperature)
+            for at in _blocks(len(z))
+        ]
+    return scale * losses, scale * torch.cat(gradients)
 
 
 def _blocks(count: int) -> list[slice]:
@@ -85,14 +86,12 @@ def _blocks(count: int) -> list[slice]:
 def _similarities(
     z: Tensor, keys: Tensor, labels: Tensor, first: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """z·k/τ of a block with every key, -∞ where there is none, and which are positives; [block, keys]."""
-    similarity = z @ keys.T / temperature
-    own = torch.arange(len(z), device=z.device)
-    similarity.masked_fill_(labels < 0, -torch.inf)
-    similarity[own, first + own] = -torch.inf
-    positive = labels[first : first + len(z), None] == labels
-    positive[own, first + own] = False
-    return similarity, positive.logical_and_(labels >= 0)
+    """z·k/τ of a block with every other row, -∞ where one is absent; and which are positives."""
+    own, of_block = torch.arange(len(z), device=z.device), labels[first : first + len(z), None]
+    taking_part = (of_block >= 0) & (labels >= 0)
+    taking_part[own, first + own] = False
+    similarity = (z @ keys.T / temperature).masked_fill_(~taking_part, -torch.inf)
+    return similarity, taking_part & (of_block == labels)
 
 
 def _anchors(
@@ -130,8 +129,9 @@ class _Attach(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():  # create_graph: the attached gradient would count as a constant
+            raise RuntimeError("the contrastive loss can't be differentiated twice")
         (gradient,) = ctx.saved_tensors
         return outer[0] * gradient, None, None
 

@@ -216,8 +216,7 @@ class Contrastive:
         scale = 1.0 / max(1, groups.anchors if mean else groups.count)
         over_ranks = self.gather and world_size() > 1
         gather = {"gather": partial(gather_padded, per_rank=group.per_rank)} if over_ranks else {}
-        with torch.autocast(z.device.type, enabled=False):
-            return contrast(z, group.labels.to(z.device), group.rows, self.temperature, scale, **gather)
+        return contrast(z, group.labels.to(z.device), group.rows, self.temperature, scale, **gather)
 
     @hookimpl
     def on_backward_end(self) -> None:
