@@ -42,7 +42,7 @@ def load(cfg: Config) -> dict[str, Any]:
         if data.streaming:
             splits[split] = splits[split].take(limit)
         elif limit < len(splits[split]):
-            splits[split] = splits[split].shuffle(seed=data.split_seed).select(range(limit))
+            splits[split] = splits[split].select(_draw(splits[split], limit, cfg))
     return splits
 
 
@@ -195,9 +195,7 @@ def _cut(splits: dict[str, Any], shares: Sequence[float], seed: int, cfg: Config
     train = splits["train"]
     if cfg.data.streaming:
         raise UserError("data.split needs the whole data set; it can't be used with data.streaming")
-    groups = np.zeros(len(train), dtype=object)
-    if cfg.task.name == "classify" and cfg.data.columns.label in train.column_names:
-        groups = np.asarray([str(v) for v in train[cfg.data.columns.label]], dtype=object)
+    groups = _groups(train, cfg)
     rng = np.random.default_rng(seed)
     parts: dict[str, list[int]] = {s: [] for s in SPLITS}
     for label in sorted(set(groups)):
@@ -206,6 +204,32 @@ def _cut(splits: dict[str, Any], shares: Sequence[float], seed: int, cfg: Config
         for split, part in zip(SPLITS, np.split(rows, ends[:-1]), strict=True):
             parts[split] += part.tolist()
     return {s: train.select(sorted(rows)) for s, rows in parts.items() if rows}
+
+
+def _draw(dataset: Any, count: int, cfg: Config) -> list[int]:
+    """`count` rows by `data.split_seed`, each label in proportion, and at least once where they suffice.
+
+    A smaller count draws a part of what a larger one does.
+    """
+    import numpy as np
+
+    groups, rng = _groups(dataset, cfg), np.random.default_rng(cfg.data.split_seed)
+    places = np.empty(len(groups))
+    for label in sorted(set(groups)):
+        rows = rng.permutation(np.flatnonzero(groups == label))
+        places[rows] = (np.arange(len(rows)) + 0.5) / len(rows)  # evenly: any part is in proportion
+        places[rows[0]] = 0.0
+    order = np.lexsort((rng.random(len(groups)), places))
+    return sorted(order[:count].tolist())
+
+
+def _groups(dataset: Any, cfg: Config) -> Any:
+    """Each row's label as a string (classification); one and the same where there are none."""
+    import numpy as np
+
+    if cfg.task.name == "classify" and cfg.data.columns.label in dataset.column_names:
+        return np.asarray([str(v) for v in dataset[cfg.data.columns.label]], dtype=object)
+    return np.zeros(len(dataset), dtype=object)
 
 
 class MissingColumn(UserError):
@@ -232,7 +256,10 @@ def label_names(dataset: Any, column: str) -> list[str]:
     """The class names of a label column: the feature's own, or the sorted distinct values."""
     if names := class_names(dataset, column):
         return names
-    values = {row[column] for row in dataset} - {None}
+    found = (row[column] for row in dataset)
+    values = {tuple(v) if isinstance(v, list) else v for v in found} - {None}
+    if any(isinstance(v, tuple) for v in values):
+        raise UserError(f"column '{column}' holds lists; classification takes one label a row, not several")
     if any(isinstance(v, float) and not v.is_integer() for v in values):
         raise UserError(
             f"column '{column}' holds fractions, so it is no class label; "
@@ -256,6 +283,6 @@ def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
     else:
         for split, dataset in splits.items():
             digest.update(f"{split}:{getattr(dataset, '_fingerprint', dataset.info)}".encode())
-    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit))
+    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit), "in proportion")
     digest.update(repr(cut).encode())
     return digest.hexdigest()[:16]
