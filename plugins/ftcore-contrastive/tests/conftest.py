@@ -45,7 +45,7 @@ def config(tmp_path: Path) -> Callable[..., Any]:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         plain: dict[str, Any] = {"trainer": {"strategy": "single", "device": "cpu"}}
         given = {"model.path": "ftcore:tiny_bert", "data.source": "files", "data.train": str(path)}
-        given |= {"train.batch_size": 16, "train.steps": 2, "optim.lr": 1e-2, "seed": 3}
+        given |= {"train.batch_size": 16, "train.steps": 2, "optim.lr": 1e-2, "seed": 1}
         for key, value in {**given, **(overrides or {})}.items():
             *groups, name = key.split(".")
             node = plain
@@ -78,26 +78,20 @@ def open_tiny(config: Any, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def run_ranks() -> Callable[[str, int, Path], None]:
-    """`run_ranks(source, world_size, folder)`: a script as gloo ranks, which get the folder as argument."""
+def run_forked() -> Callable[[str, Sequence[dict[str, Any]], Path], None]:
+    """`run_forked(source, runs, folder)`: a script that forks the gloo ranks of each run, of `world` each.
+
+    It gets the folder as argument, and there `runs.json`. Forked ranks import torch once for all.
+    """
     from torch.distributed import TCPStore
 
-    def run(source: str, world_size: int, folder: Path) -> None:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        common = {**os.environ, "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
-        common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-        source += "\nimport os\nos._exit(0)\n"  # the exit handlers of a gloo rank now and then abort
-        command = [sys.executable, "-c", source, str(folder)]
-        ranks = [
-            subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(world_size)
-        ]
-        try:
-            assert [rank.wait(timeout=120) for rank in ranks] == [0] * world_size
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+    def run(source: str, runs: Sequence[dict[str, Any]], folder: Path) -> None:
+        # The ranks meet in this process's stores: a port that was only probed for could be taken meanwhile.
+        stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in runs]
+        described = [{**one, "port": store.port} for one, store in zip(runs, stores, strict=True)]
+        (folder / "runs.json").write_text(json.dumps(described))
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+        env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        subprocess.run([sys.executable, "-c", source, str(folder)], env=env, check=True, timeout=400)
 
     return run

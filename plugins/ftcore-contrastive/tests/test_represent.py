@@ -48,11 +48,13 @@ def config(kind: str) -> Any:
         "llama": lambda: transformers.LlamaConfig(**small, **common),
         "gpt2": lambda: transformers.GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, **common),
         "t5": lambda: transformers.T5Config(
-            vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, decoder_start_token_id=0, **common
+            vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2,
+            decoder_start_token_id=0, **common,
         ),
         "bart": lambda: transformers.BartConfig(
             vocab_size=64, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-            decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, decoder_start_token_id=2, **common
+            decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+            decoder_start_token_id=2, **common,
         ),
     }  # fmt: skip
     return made[kind]()

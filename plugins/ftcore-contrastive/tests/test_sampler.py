@@ -42,7 +42,7 @@ def test_each_step_has_the_classes_in_proportion() -> None:
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    """Any step can be asked for by itself, as a resumed run does; epochs and seeds differ, negative ones too."""
+    """Any step can be asked for by itself, as a resumed run does; epochs and seeds differ."""
     whole = epoch_of(BalancedPairs(LABELS, 16, 0), 1)
     assert BalancedPairs(LABELS, 16, 0)(1, 3).tolist() == whole[3]
     assert epoch_of(BalancedPairs(LABELS, 16, 0)) != whole

@@ -1,5 +1,6 @@
 """Training with the term: one gradient however a step is split, and what is refused, logged and warned of."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ftcore import Batch, UserError, hookimpl, plugin
 from ftcore.batches import micro_batches
@@ -61,7 +63,9 @@ def assert_equal(
     size = max(float(g.abs().max()) for g in expected.values())
     assert size > 0
     for name, grad in expected.items():
-        torch.testing.assert_close(found[name], grad, rtol=0, atol=rel * size, msg=name)
+        torch.testing.assert_close(
+            found[name], grad, rtol=0, atol=rel * size, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def one_pass(job: Any, at: int, groups: str, reduction: str, weight: float) -> dict[str, torch.Tensor]:
@@ -131,9 +135,9 @@ def test_a_global_step_with_mixout(open_tiny: Any, mask_scope: str) -> None:
 RANKS = """
 import json, os, sys
 from pathlib import Path
-import torch
+import datasets, sklearn.metrics, torch, transformers
 from safetensors.torch import save_file
-from ftcore import hookimpl, plugin
+from ftcore import hookimpl, plugin, tiny
 from ftcore.config import from_plain
 from ftcore.defaults import Defaults
 from ftcore.hooks import Hooks
@@ -149,51 +153,61 @@ class Spy:
     def on_gradients(self, shards):
         self.seen = {f"{s.name}@{s.offset}": s.grad.clone() for s in shards if s.grad.numel()}
 
-folder = Path(sys.argv[1])
-for number, plain in enumerate(json.loads((folder / "configs.json").read_text())):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # keys of its own in the store
-    job = open_job(from_plain(plain), folder, lambda shown: Screen(False), StopFlag())
+def rank(number, one, folder):
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(one["world"])}
+    os.environ["MASTER_PORT"] = str(one["port"])
+    job = open_job(from_plain(one["config"]), folder, lambda shown: Screen(False), StopFlag())
     spy = Spy()
-    one = Enabled(name="spy", instance=spy, distribution="", version="0", options={})
-    job.hooks = Hooks(Defaults(job.cfg), [*job.hooks.plugins, one], job.cfg)
+    enabled = Enabled(name="spy", instance=spy, distribution="", version="0", options={})
+    job.hooks = Hooks(Defaults(job.cfg), [*job.hooks.plugins, enabled], job.cfg)
     job.strategy.model.double()
     job.hooks.on_train_start(job.state(4))
     chosen = job.hooks.build_sampler(job.prepared.splits["train"], job.cfg.train.batch_size, job.cfg.seed)
-    for job.progress.step in (0, 1):
-        run_step(job, chosen, 4)
-        save_file(spy.seen, folder / f"{plain['name']}-{job.progress.step}-{job.strategy.rank}.safetensors")
-    job.strategy.close()
+    for job.hooks.plugins[0].instance.batch in ("micro", "global"):
+        for job.progress.step in (0, 1):
+            run_step(job, chosen, 4)
+            name = f"{job.hooks.plugins[0].instance.batch}-{one['world']}-{job.progress.step}-{number}"
+            save_file(spy.seen, folder / f"{name}.safetensors")
+    os._exit(0)
+
+transformers.AutoModelForSequenceClassification.from_config(tiny.config("tiny_bert"))  # for all forks
+folder = Path(sys.argv[1])
+for one in json.loads((folder / "runs.json").read_text()):
+    children = []
+    for number in range(one["world"]):
+        if (child := os.fork()) == 0:
+            rank(number, one, folder)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * one["world"]
 """
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_have_the_gradient_of_one_process(
-    open_tiny: Any, run_ranks: Any, tmp_path: Path, world: int
-) -> None:
+def test_ranks_have_the_gradient_of_one_process(open_tiny: Any, run_forked: Any, tmp_path: Path) -> None:
     """At a micro-batch as many times as large, to 1e-9; the second step is short: a rank has a filler."""
-    import dataclasses
-
-    from safetensors.torch import load_file
-
-    splits = {"micro": {"train.micro_batch_size": 8}, "global": {"train.micro_batch_size": 8}}
-    expected, plains = {}, []
-    for batch, split in splits.items():
+    expected, runs = {}, []
+    for batch in ("micro", "global"):
         for at in (0, 1):
-            job = open_tiny(QUIET | split | {"optim.lr": 1e-12}, ALONE | {"batch": batch}, run=f"{batch}{at}")
+            job = open_tiny(
+                QUIET | {"train.micro_batch_size": 8, "optim.lr": 1e-12},
+                ALONE | {"batch": batch},
+                f"{batch}{at}",
+            )
             expected[batch, at] = gradients(job, at)
-        plain = dataclasses.asdict(job.cfg) | {"name": batch}
+    for world in (2, 4):
+        plain = dataclasses.asdict(job.cfg)
         plain["trainer"]["strategy"] = "ddp"
         plain["train"]["micro_batch_size"] = 8 // world
-        plains.append(plain)
-    (tmp_path / "configs.json").write_text(json.dumps(plains))
-    run_ranks(RANKS, world, tmp_path)
+        runs.append({"world": world, "config": plain})
+    run_forked(RANKS, runs, tmp_path)
     for (batch, at), whole in expected.items():
-        found = {name: torch.zeros_like(grad).view(-1) for name, grad in whole.items()}
-        for rank in range(world):
-            for key, part in load_file(tmp_path / f"{batch}-{at}-{rank}.safetensors").items():
-                name, _, offset = key.rpartition("@")
-                found[name][int(offset) : int(offset) + part.numel()] += part
-        assert_equal({n: g.view(whole[n].shape) for n, g in found.items()}, whole)
+        for world in (2, 4):
+            found = {name: torch.zeros_like(grad).view(-1) for name, grad in whole.items()}
+            for rank in range(world):
+                for key, part in load_file(tmp_path / f"{batch}-{world}-{at}-{rank}.safetensors").items():
+                    name, _, offset = key.rpartition("@")
+                    found[name][int(offset) : int(offset) + part.numel()] += part
+            print("CASE", batch, at, world)
+            assert_equal({name: grad.view(whole[name].shape) for name, grad in found.items()}, whole)
 
 
 def within_class_share(job: Any) -> float:
@@ -331,10 +345,11 @@ class Unseeded:
     def forward(self) -> Any:
         outputs = yield
         self.calls += 1
-        noise = torch.randn(
-            outputs.hidden_states[-1].shape, generator=torch.Generator().manual_seed(self.calls)
+        last, own = outputs.hidden_states[-1], torch.Generator().manual_seed(self.calls)
+        outputs.hidden_states = (
+            *outputs.hidden_states[:-1],
+            last + 0.3 * torch.randn(last.shape, generator=own),
         )
-        outputs.hidden_states = (*outputs.hidden_states[:-1], outputs.hidden_states[-1] + 0.3 * noise)
         return outputs
 
 
