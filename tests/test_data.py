@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,25 @@ def test_limit_takes_a_shuffled_part_of_each_split(config: Any, numbered: str) -
     assert split_ids(config, numbered, **overrides) == parts
 
 
+@pytest.mark.parametrize(("count", "expected"), [(20, [18, 2]), (50, [45, 5]), (3, [2, 1]), (1, [1, 0])])
+def test_limit_keeps_the_labels_in_proportion(
+    config: Any, tmp_path: Path, count: int, expected: list[int]
+) -> None:
+    """Of 90 rows to 10, and each at least once; a smaller draw is part of a larger one, a seed's differ."""
+    rows = [{"text": str(i), "label": "rare" if i % 10 == 0 else "usual"} for i in range(100)]
+    path = put(tmp_path / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def drawn(limit: int, seed: int = 0) -> Any:
+        overrides = {"data.train": path, "data.limit.train": limit, "data.split_seed": seed}
+        return load(config(overrides))["train"]
+
+    labels = list(drawn(count)["label"])
+    counts = sorted((labels.count("usual"), labels.count("rare")), reverse=True)
+    assert counts == expected
+    assert set(drawn(count)["text"]) <= set(drawn(count + 20)["text"])
+    assert count == 1 or set(drawn(count)["text"]) != set(drawn(count, 1)["text"])
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [(["b", "a", "b"], ["a", "b"]), ([10, 2, 10], ["2", "10"]), ([True, False], ["False", "True"])],
@@ -179,6 +199,8 @@ def test_label_names_of_a_class_label_and_of_fractions() -> None:
             UserError, match=r"'label' holds fractions \(.*which task is meant\?.*task=classify"
         ):
             label_names(datasets.Dataset.from_dict({"label": values}), "label")
+    with pytest.raises(UserError, match="'label' holds lists; classification takes one label a row"):
+        label_names(datasets.Dataset.from_dict({"label": [["a"], ["a", "b"]]}), "label")
 
 
 def test_label_names_of_numbers_written_as_text() -> None:

@@ -56,7 +56,7 @@ class Columns:
 
 @dataclass
 class Limit:
-    """Rows kept of each split: the first N after a shuffle by `data.split_seed`; null keeps all."""
+    """Rows kept of each split: N drawn by `data.split_seed`, labels in proportion; null keeps all."""
 
     train: int | None = None
     validation: int | None = None

@@ -32,6 +32,8 @@ class Batch(dict[str, "Tensor"]):
     Attributes:
         rows: the data-set row behind each row of the tensors.
         columns: what is no tensor (strings such as `group`), one list per column.
+        arguments: what the training forward passes to the model beside the tensors: a wrapper of
+            `forward` asks for hidden states by `batch.arguments["output_hidden_states"] = True`.
         micro_batch: index within the optimiser step, counted over all ranks.
         is_filler: a row run only so that all ranks make equally many forward passes. It counts
             for nothing: its units and its loss are multiplied by zero.
@@ -45,6 +47,7 @@ class Batch(dict[str, "Tensor"]):
     ) -> None:
         super().__init__(tensors)
         self.columns = dict(columns or {})
+        self.arguments: dict[str, Any] = {}
         self.rows: list[int] = []
         self.micro_batch = 0
         self.is_filler = False
@@ -113,6 +116,7 @@ class Step:
         epoch: 0-based.
         seed: the run's seed.
         micro_batch: index within the step over all ranks, of the micro-batch in hand.
+        run_forward: what `forward` calls; the loop sets it.
     """
 
     index: int
@@ -120,12 +124,23 @@ class Step:
     epoch: int
     seed: int
     micro_batch: int = 0
+    run_forward: Callable[[Batch, Step], Any] | None = field(default=None, repr=False)
     logged: dict[str, float | Tensor] = field(default_factory=dict)
 
     @property
     def progress(self) -> float:
         """Share of training that is done, 0 to 1."""
         return self.index / max(1, self.total)
+
+    def forward(self, batch: Batch) -> Any:
+        """The model's outputs for one of the step's micro-batches, made just as the loop makes them.
+
+        On the device, through every plugin's `forward`, with the random draws of that micro-batch. For
+        a first pass in `on_step_start`, under `torch.no_grad()`; all ranks must make equally many.
+        """
+        if self.run_forward is None:
+            raise RuntimeError("Step.forward works only in a step that the loop runs")
+        return self.run_forward(batch, self)
 
     def generator(self, name: str, *, per_micro_batch: bool = False) -> torch.Generator:
         """A CPU generator that depends only on (seed, step, name): equal after resume and on all ranks.

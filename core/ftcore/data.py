@@ -45,8 +45,8 @@ def load(cfg: Config) -> dict[str, Any]:
         if data.streaming:
             splits[split] = splits[split].take(limit)
         elif limit < len(splits[split]):
-            shuffled = splits[split].shuffle(seed=data.split_seed, keep_in_memory=True)
-            splits[split] = shuffled.select(range(limit), keep_in_memory=True)
+            drawn = _draw(splits[split], limit, cfg)
+            splits[split] = splits[split].select(drawn, keep_in_memory=True)
     return splits
 
 
@@ -151,6 +151,32 @@ def guess_columns(cfg: Config, fixed: Sequence[str]) -> list[str]:
     return notes
 
 
+def _draw(dataset: Any, count: int, cfg: Config) -> list[int]:
+    """`count` rows by `data.split_seed`, each label in proportion, and at least once where they suffice.
+
+    A smaller count draws a part of what a larger one does.
+    """
+    import numpy as np
+
+    groups, rng = _groups(dataset, cfg), np.random.default_rng(cfg.data.split_seed)
+    places = np.empty(len(groups))
+    for label in sorted(set(groups)):
+        rows = rng.permutation(np.flatnonzero(groups == label))
+        places[rows] = (np.arange(len(rows)) + 0.5) / len(rows)  # evenly: any part is in proportion
+        places[rows[0]] = 0.0
+    order = np.lexsort((rng.random(len(groups)), places))
+    return sorted(order[:count].tolist())
+
+
+def _groups(dataset: Any, cfg: Config) -> Any:
+    """Each row's label as a string (classification); one and the same where there are none."""
+    import numpy as np
+
+    if cfg.task.name == "classify" and cfg.data.columns.label in dataset.column_names:
+        return np.asarray([str(v) for v in dataset[cfg.data.columns.label]], dtype=object)
+    return np.zeros(len(dataset), dtype=object)
+
+
 class MissingColumn(UserError):
     """A fault of the whole split, not of one row."""
 
@@ -175,7 +201,10 @@ def label_names(dataset: Any, column: str) -> list[str]:
     """The class names of a label column: the feature's own, or the sorted distinct values."""
     if names := class_names(dataset, column):
         return names
-    values = {row[column] for row in dataset.select_columns([column])} - {None}
+    found = (row[column] for row in dataset.select_columns([column]))
+    values = {tuple(v) if isinstance(v, list) else v for v in found} - {None}
+    if any(isinstance(v, tuple) for v in values):
+        raise UserError(f"column '{column}' holds lists; classification takes one label a row, not several")
     numbers = {value: number for value in values if (number := _number(value)) is not None}
     if values and len(numbers) == len(values):
         ordered = sorted(values, key=lambda v: (numbers[v], str(v)))
@@ -213,6 +242,7 @@ def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
     else:
         for split, dataset in splits.items():
             digest.update(f"{split}:{getattr(dataset, '_fingerprint', dataset.info)}".encode())
-    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit), getattr(cfg.data, "csv", None))
+    csv = getattr(cfg.data, "csv", None)
+    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit), csv, "in proportion")
     digest.update(repr(cut).encode())
     return digest.hexdigest()[:16]

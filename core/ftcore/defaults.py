@@ -117,7 +117,7 @@ class Defaults:
         base = base_model(model)
         if base.config.is_encoder_decoder and batch["labels"].ndim == 2:
             inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(batch["labels"])
-        return model(**inputs)
+        return model(**inputs, **batch.arguments)
 
     @hookimpl(trylast=True)
     def compute_loss(self, batch: Batch, outputs: Any) -> dict[str, LossTerm]:

@@ -185,7 +185,7 @@ def on_step_end(state: State) -> None:
 
 @hookspec
 def on_log(record: dict[str, Any]) -> None:
-    """A record was written to metrics.jsonl. Notify, on rank 0 only."""
+    """Before a record is written to metrics.jsonl; figures may be added to it. Notify, on rank 0 only."""
 
 
 @hookspec(firstresult=True)

@@ -18,6 +18,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,18 +80,16 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
     """One optimiser step; returns its record (tensors not read yet) and `stop`, agreed by all ranks."""
     cfg, hooks, strategy, progress = job.cfg, job.hooks, job.strategy, job.progress
     epoch, within = divmod(progress.step, sampler.steps_per_epoch)
-    step = Step(index=progress.step, total=total, epoch=epoch, seed=cfg.seed)
+    step = Step(
+        index=progress.step, total=total, epoch=epoch, seed=cfg.seed, run_forward=partial(_forward, job)
+    )
     batches = micro_batches(job, sampler(epoch, within), epoch)
     units, stop = _count(job, batches)
     hooks.on_step_start(strategy.model, batches, step)
     terms: dict[str, Tensor | None] = {}
     loss = torch.zeros((), device=strategy.device)
     for batch in batches:
-        step.micro_batch = batch.micro_batch
-        # What dropout draws depends on the micro-batch alone: resuming needs no saved state.
-        seed_global(strategy.device, cfg.seed, "step", step.index, batch.micro_batch)
-        batch.to(strategy.device)
-        outputs = hooks.forward(strategy.model, batch, step)
+        outputs = step.forward(batch)
         answer = hooks.compute_loss(strategy.model, batch, outputs, step)
         share = _weigh(answer, units, batch.is_filler, terms)
         strategy.backward(share)
@@ -116,6 +115,14 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
         "logged": step.logged,
         "stop": stop,
     }
+
+
+def _forward(job: Job, batch: Batch, step: Step) -> Any:
+    """The model's outputs for one micro-batch, as often as asked: a second pass draws what the first did."""
+    step.micro_batch = batch.micro_batch
+    # What dropout draws depends on the micro-batch alone: resuming needs no saved state.
+    seed_global(job.strategy.device, job.cfg.seed, "step", step.index, batch.micro_batch)
+    return job.hooks.forward(job.strategy.model, batch.to(job.strategy.device), step)
 
 
 def _count(job: Job, batches: list[Batch]) -> tuple[dict[str, float], bool]:
@@ -212,8 +219,8 @@ def _log(job: Job, record: dict[str, Any], clock: Clock) -> None:
         **{name: float(value) for name, value in record["logged"].items()},
     }
     if job.strategy.rank == 0:
-        append_metrics(job.run_dir, line)
         job.hooks.on_log(line)
+        append_metrics(job.run_dir, line)
     job.screen.step(line)
 
 
@@ -259,8 +266,8 @@ def _evaluate(job: Job) -> bool:
             keep_predictions(job, predictions, "validation", best)
     if job.strategy.rank == 0:
         line = {"step": progress.step, **metrics}
-        append_metrics(job.run_dir, line)
         job.hooks.on_log(line)
+        append_metrics(job.run_dir, line)
     job.screen.evaluation(progress.step, metrics, is_best)
     return False
 

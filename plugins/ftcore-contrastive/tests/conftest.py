@@ -1,0 +1,97 @@
+"""What the tests share: tiny jobs with the plugin, opened as a run opens them, here or as ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LABELS = ("late", "refund", "praise")
+ROWS = [
+    {"text": f"{LABELS[i % 3]} row {i} " + "ab" * (i % 7), "label": LABELS[i % 3 if i % 5 else 0]}
+    for i in range(22)
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's caches, or asks the network; one thread, as the models are tiny."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    root = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FTCORE_CACHE", str(root / "ftcore"))
+        patch.setenv("HF_HOME", str(root / "huggingface"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Any]:
+    """`config({"train.steps": 3}, {"weight": 0.5})`: a tiny BERT; other plugins by keyword."""
+    from ftcore.config import from_plain
+
+    def make(
+        overrides: Mapping[str, Any] | None = None,
+        contrastive: Mapping[str, Any] | None = None,
+        rows: Sequence[Mapping[str, Any]] = ROWS,
+        **plugins: Mapping[str, Any],
+    ) -> Any:
+        path = tmp_path / "train.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        plain: dict[str, Any] = {"trainer": {"strategy": "single", "device": "cpu"}}
+        given = {"model.path": "ftcore:tiny_bert", "data.source": "files", "data.train": str(path)}
+        given |= {"train.batch_size": 16, "train.steps": 2, "optim.lr": 1e-2, "seed": 1}
+        for key, value in {**given, **(overrides or {})}.items():
+            *groups, name = key.split(".")
+            node = plain
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[name] = value
+        chosen = {name: dict(options) for name, options in plugins.items()}
+        return from_plain(
+            plain | {"plugin": chosen | ({} if contrastive is None else {"contrastive": dict(contrastive)})}
+        )
+
+    return make
+
+
+@pytest.fixture
+def open_tiny(config: Any, tmp_path: Path) -> Callable[..., Any]:
+    """`open_tiny({"train.steps": 3}, {"weight": 0.5}, run="a")`: an open job, in a directory of its own."""
+    from ftcore.job import open_job
+    from ftcore.screen import Screen
+    from ftcore.signals import StopFlag
+
+    def make(
+        overrides: Any = None, contrastive: Any = None, run: str = "run", rows: Any = ROWS, **plugins: Any
+    ) -> Any:
+        run_dir = tmp_path / run
+        run_dir.mkdir(exist_ok=True)
+        return open_job(config(overrides, contrastive, rows, **plugins), run_dir, Screen, StopFlag())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_forked() -> Callable[[str, Sequence[dict[str, Any]], Path], None]:
+    """`run_forked(source, runs, folder)`: a script that forks the gloo ranks of each run, of `world` each.
+
+    It gets the folder as argument, and there `runs.json`. Forked ranks import torch once for all.
+    """
+    from torch.distributed import TCPStore
+
+    def run(source: str, runs: Sequence[dict[str, Any]], folder: Path) -> None:
+        # The ranks meet in this process's stores: a port that was only probed for could be taken meanwhile.
+        stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in runs]
+        described = [{**one, "port": store.port} for one, store in zip(runs, stores, strict=True)]
+        (folder / "runs.json").write_text(json.dumps(described))
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+        env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        subprocess.run([sys.executable, "-c", source, str(folder)], env=env, check=True, timeout=400)
+
+    return run
