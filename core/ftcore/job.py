@@ -142,7 +142,7 @@ def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop:
     if getattr(model_config, "use_cache", None):
         model_config.use_cache = False  # no use in training; generation asks for it
     strategy.prepare(model, lambda m: build_optimizer(m, hooks))
-    strategy.pretrained = {name: value.to(strategy.device) for name, value in pretrained.items()}
+    strategy.keep_pretrained(pretrained)
     job = Job(
         cfg=cfg,
         hooks=hooks,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,7 +23,7 @@ from ftcore.errors import TrainingError, UserError
 if TYPE_CHECKING:
     from ftcore.checkpoint import Checkpoint
 
-__all__ = ["DDP", "Single", "Strategy", "base_model", "local_ranks", "rank_environment"]
+__all__ = ["DDP", "Single", "Strategy", "base_model", "local_ranks", "rank_environment", "whole_shape"]
 
 BUCKET = 25 * 2**20 // 4  # elements per all-reduce: 25 MiB of fp32
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,10 +39,8 @@ class Strategy(Protocol):
     device: torch.device
     model: torch.nn.Module
 
-    pretrained: Mapping[str, Tensor]
-
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None: ...
-    def backward(self, loss: Tensor) -> None: ...
+    def backward(self, loss: Tensor, *, last: bool = True) -> None: ...
     def finish_gradients(self) -> None: ...
     def shards(self) -> list[Shard]: ...
     def sync_shards(self) -> None: ...
@@ -53,6 +52,8 @@ class Strategy(Protocol):
     def pieces(self, values_only: bool) -> Iterator[tuple[str, Shard, Tensor]]: ...
     def scalars(self) -> dict[str, Any]: ...
     def load(self, saved: Checkpoint) -> None: ...
+    def keep_pretrained(self, values: Mapping[str, Tensor]) -> None: ...
+    def export(self, model: torch.nn.Module, folder: Path) -> None: ...
     def close(self) -> None: ...
 
 
@@ -60,6 +61,11 @@ def base_model(model: torch.nn.Module) -> Any:
     """The transformers model inside whatever a strategy wraps around it."""
     inner = getattr(model, "module", None)
     return inner if isinstance(inner, torch.nn.Module) and hasattr(inner, "config") else model
+
+
+def whole_shape(param: Tensor) -> tuple[int, ...]:
+    """The shape of a parameter, of one too that DeepSpeed has split over ranks: its own is then (0,)."""
+    return tuple(getattr(param, "ds_shape", param.shape))
 
 
 def rank_environment() -> tuple[int, int, int]:
@@ -90,10 +96,15 @@ class Single:
         self.checkpointing = cfg.train.gradient_checkpointing
         self.rank, self.world_size, self.local_rank = 0, 1, 0
         self.device = _device(getattr(cfg.trainer, "device", None), 0)
-        self.pretrained: Mapping[str, Tensor] = {}  # flat, by name, on `device`; set where a plugin needs it
+        self.pretrained: dict[str, Tensor] = {}  # this rank's part, by name; where a plugin needs it
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         """Take the model (fp32, CPU) and build its optimiser."""
+        self.set_up(model)
+        self.optimizer = build_optimizer(model)
+
+    def set_up(self, model: torch.nn.Module) -> None:
+        """Put the model on its device, with checkpointing and autocast as asked for."""
         model.to(self.device)
         if self.checkpointing:
             if not getattr(model, "supports_gradient_checkpointing", False):
@@ -110,11 +121,10 @@ class Single:
             param.data = param.data.contiguous()  # shards are views
         self.model = model
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = build_optimizer(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate this micro-batch's gradients."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Accumulate this micro-batch's gradients; `last` of this rank's in the step."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def finish_gradients(self) -> None:
@@ -137,7 +147,7 @@ class Single:
                 offset=start,
                 value=param.detach().view(-1)[start:stop],
                 grad=None if param.grad is None else param.grad.view(-1)[start:stop],
-                pretrained=self.pretrained[name][start:stop] if name in self.pretrained else None,
+                pretrained=self.pretrained.get(name),
             )
             for name, param in self.params.items()
             for start, stop in (self._own(param.numel()),)
@@ -220,6 +230,19 @@ class Single:
                 self.optimizer.state[param] = state
         if saved.state.get("scaler"):
             self.scaler.load_state_dict(saved.state["scaler"])
+
+    def keep_pretrained(self, values: Mapping[str, Tensor]) -> None:
+        """Keep, for `Shard.pretrained`, this rank's part of the flat values that weights were loaded with."""
+        for shard in self.shards():
+            if shard.name in values:
+                part = values[shard.name][shard.offset : shard.offset + shard.value.numel()]
+                self.pretrained[shard.name] = part.to(shard.value.device, copy=True)
+
+    def export(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write weights and config as `save_pretrained` does."""
+        if self.rank == 0:
+            save: Any = model
+            save.save_pretrained(folder)
 
     def close(self) -> None:
         """Give back what the strategy holds."""
