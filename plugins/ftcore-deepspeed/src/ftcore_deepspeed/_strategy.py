@@ -1,0 +1,177 @@
+"""ZeRO as a strategy: what core's loop asks of one, answered by a DeepSpeed engine.
+
+The engine averages gradients over ranks and would divide by the accumulation steps. Core's loss is
+normalised already, so that it must be a plain sum: the loss is multiplied by the number of ranks,
+and the engine is told not to divide. Clipping is core's own arithmetic, done once, on the slices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ftcore.checkpoint import Checkpoint
+from ftcore.config import Config
+from ftcore.contract import Shard
+from ftcore.strategies import DDP, OptimizerBuilder
+from ftcore_deepspeed._engine import Slices
+from ftcore_deepspeed._export import export
+
+if TYPE_CHECKING:
+    from ftcore_deepspeed._plugin import DeepSpeed
+
+__all__ = ["ZeRO"]
+
+
+class ZeRO(DDP):
+    """A DeepSpeed engine of stage 0 to 3. Stage 0 is `ddp` by another engine: what is not overridden is ddp's."""
+
+    def __init__(self, cfg: Config, options: DeepSpeed) -> None:
+        super().__init__(cfg)
+        self.cfg, self.options = cfg, options
+        if not self.distributed:  # the engine wants a process group of one, too
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            self.distributed = True
+        self.slices: Slices | None = None
+
+    def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
+        """Take the model and its optimiser into an engine."""
+        deepspeed = _import_deepspeed(self.device)
+        self.set_up(model)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=build_optimizer(model), config=self._config()
+        )
+        self.model = self.engine
+        if self.options.stage:
+            self.slices = Slices(self.engine, self.params)
+            self.optimizer = self.engine.optimizer.optimizer
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": self.cfg.micro_batch_size(self.world_size),
+            "gradient_accumulation_steps": 1,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {"stage": self.options.stage},
+        }
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate this micro-batch's gradients; with the last one, sum them over ranks."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(self.scaler.scale(loss * self.world_size), scale_wrt_gas=False)
+
+    def finish_gradients(self) -> None:
+        """The engine has summed them in the last backward."""
+
+    def shards(self) -> list[Shard]:
+        if self.slices is None:
+            return super().shards()
+        return [
+            Shard(
+                name=name,
+                shape=part.shape,
+                offset=part.offset,
+                value=part.of(part.flat),
+                grad=self.slices.gradient(part),
+                pretrained=self.pretrained.get(name),
+            )
+            for name, part in self.slices.parts.items()
+        ]
+
+    def sync_shards(self) -> None:
+        if self.slices is None:
+            super().sync_shards()
+        else:
+            self.slices.publish()
+
+    def clip(self, max_norm: float | None) -> Tensor:
+        if self.slices is None:
+            return super().clip(max_norm)
+        grads = [s.grad for s in self.shards() if s.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        total = norm.to(self.device).square()
+        dist.all_reduce(total)
+        norm = total.sqrt()
+        if max_norm is not None:
+            torch._foreach_mul_(grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0).to(grads[0].device))
+        return norm
+
+    def step(self, lr: float) -> bool:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self.engine.step()
+        if self.slices is not None:
+            self.slices.forget_gradients()
+        return True
+
+    def pieces(self, values_only: bool) -> Iterator[tuple[str, Shard, Tensor]]:
+        if self.slices is None:
+            yield from super().pieces(values_only)
+            return
+        for shard in self.shards():
+            yield "value", shard, shard.value
+            part = self.slices.parts[shard.name]
+            for key, tensor in () if values_only else self.slices.states(part).items():
+                if isinstance(tensor, Tensor) and tensor.shape == part.flat.shape:
+                    yield key, shard, part.of(tensor)
+
+    def scalars(self) -> dict[str, Any]:
+        if self.slices is None:
+            return super().scalars()
+        states = {
+            name: {
+                key: float(value)
+                for key, value in self.slices.states(part).items()
+                if not isinstance(value, Tensor) or value.ndim == 0
+            }
+            for name, part in self.slices.parts.items()
+        }
+        return {"optimizer": states, "scaler": self.scaler.state_dict()}
+
+    def load(self, saved: Checkpoint) -> None:
+        if self.slices is None:
+            return super().load(saved)
+        for name, part in self.slices.parts.items():
+            stop = part.offset + part.numel
+            part.of(part.flat).copy_(saved.read("value", name)[part.offset : stop])
+            state = self.optimizer.state[part.flat]
+            for key, number in saved.state.get("optimizer", {}).get(name, {}).items():
+                state[key] = torch.tensor(number, device=part.flat.device)
+            for kind in saved.kinds(name) - {"value"}:
+                whole = state.setdefault(kind, torch.zeros_like(part.flat))
+                part.of(whole).copy_(saved.read(kind, name)[part.offset : stop])
+        self.slices.publish()
+        if saved.state.get("scaler"):
+            self.scaler.load_state_dict(saved.state["scaler"])
+
+    def export(self, model: torch.nn.Module, folder: Path) -> None:
+        if self.options.stage < 3:
+            super().export(model, folder)
+        else:
+            export(model, folder, rank=self.rank)
+
+    def close(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.destroy()
+        super().close()
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, quiet, and for the device in use.
+
+    Its CPU collective (shared memory, used for inference alone) is not built: that would take a compiler
+    and 40 seconds.
+    """
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
