@@ -73,6 +73,7 @@ class Job:
             total=total,
             metrics=self.progress.best,
             shards=self.strategy.shards,
+            lend=self.strategy.lend,
         )
 
     def save(self, directory: Path, *, values_only: bool = False) -> None:

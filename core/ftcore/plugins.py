@@ -53,8 +53,10 @@ def plugin(
         after: plugins that must be registered before this one, if they are enabled.
             A wrapper registered later is the outer one.
         conflicts: plugins that can't be enabled beside this one.
-        needs: what it relies on (`logits`, `hidden_states`, `full_rank_weights`, ...).
-        removes: what it takes away from others, in the same words as `needs`.
+        needs: what it relies on (`logits`, `hidden_states`, `full_rank_weights`, `whole_weights` on
+            each rank, ...).
+        removes: what it takes away from others, in the same words as `needs`. Where that depends on
+            options, `__post_init__` sets `self.__ftcore__ = Meta(...)`.
         api: the hook interface it was written for.
 
     Check options in `__post_init__` and raise ValueError: the message reaches the user in one line.
@@ -237,7 +239,7 @@ def _check_company(plugins: Sequence[Enabled]) -> None:
             if lost and other_plugin is not one:
                 raise UserError(
                     f"plugin '{one.name}' needs {', '.join(sorted(lost))},"
-                    f" which '{other_plugin.name}' takes away; choose one"
+                    f" which '{other_plugin.name}' takes away; choose one, or other options"
                 )
 
 

@@ -28,6 +28,7 @@ __all__ = ["DDP", "Single", "Strategy", "base_model", "local_ranks", "rank_envir
 BUCKET = 25 * 2**20 // 4  # elements per all-reduce: 25 MiB of fp32
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+Lend = Callable[[Mapping[str, Tensor] | None], None]
 OptimizerBuilder = Callable[[torch.nn.Module], torch.optim.Optimizer]
 
 
@@ -38,6 +39,7 @@ class Strategy(Protocol):
     world_size: int
     device: torch.device
     model: torch.nn.Module
+    lend: Lend | None
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None: ...
     def backward(self, loss: Tensor, *, last: bool = True) -> None: ...
@@ -90,6 +92,8 @@ def local_ranks(strategy: str, devices: int | None) -> int:
 
 class Single:
     """One process on one device."""
+
+    lend: Lend | None = None
 
     def __init__(self, cfg: Config) -> None:
         self.precision = cfg.train.precision
@@ -259,9 +263,10 @@ class DDP(Single):
         self.rank, self.world_size, self.local_rank = rank_environment()
         self.device = _device(getattr(cfg.trainer, "device", None), self.local_rank)
         self.distributed = self.world_size > 1
-        if self.distributed:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
+        self.owns_group = self.distributed and not dist.is_initialized()
+        if self.distributed and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.owns_group:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
 
@@ -320,7 +325,7 @@ class DDP(Single):
         return values[0]
 
     def close(self) -> None:
-        if self.distributed and dist.is_initialized():
+        if self.owns_group and dist.is_initialized():
             dist.destroy_process_group()
 
 

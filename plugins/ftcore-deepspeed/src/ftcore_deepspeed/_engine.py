@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["Part", "Slices"]
 
@@ -60,6 +61,7 @@ class Slices:
         groups = self.zero.fp16_groups if self.stage == 3 else self.zero.params_in_partition
         places = {id(p): (g, i) for g, members in enumerate(groups) for i, p in enumerate(members)}
         find = self._of_stage_3 if self.stage == 3 else self._of_stage_1_2
+        self._own: dict[str, Tensor] = {}  # what `lend` has taken the place of (stage 3)
         self.parts = {name: find(param, *places.get(id(param), (0, -1))) for name, param in params.items()}
 
     def _of_stage_1_2(self, param: Any, group: int, index: int) -> Part:
@@ -77,7 +79,7 @@ class Slices:
         return Part(param, offset, flat, start, min(size, param.ds_numel - offset), group, index)
 
     def gradient(self, part: Part) -> Tensor | None:
-        """The slice's gradient between the last backward and the step, which reads what is written into it."""
+        """The slice's gradient after the last backward; what is written into it is what the step reads."""
         if part.numel == 0:
             return part.flat.detach()[:0]
         if self.offloaded:
@@ -109,6 +111,30 @@ class Slices:
             copy.data.copy_(flat.data)  # of itself, where nothing is offloaded
         self._gather_persistent()
 
+    def lend(self, values: Mapping[str, Tensor]) -> None:
+        """Let forwards compute with `values` in the weights' place, until `restore` or the next step."""
+        if self.stage < 3:
+            for name, value in values.items():
+                part = self.parts[name]
+                mine = self.zero.parallel_partitioned_bit16_groups[part.group][self.engine.global_rank]
+                part.of(mine).copy_(value)
+            _all_gather(self.zero)
+            return
+        self.zero._partition_all_parameters()
+        for name, value in values.items():
+            own = self.parts[name].param.ds_tensor
+            self._own.setdefault(name, own.data)
+            own.data = pad(value.to(own.device, own.dtype), (0, own.numel() - value.numel()))
+        self._gather_persistent()
+
+    def restore(self) -> None:
+        """Put the weights back; at stages 1 and 2 it is the step that does so, on all ranks."""
+        if self.stage == 3:
+            self.zero._partition_all_parameters()
+            for name, data in self._own.items():
+                self.parts[name].param.ds_tensor.data = data
+            self._own = {}
+
     def _gather_persistent(self) -> None:
         """Small weights stay whole on each rank: they are put together anew from the slices."""
         if kept := self.zero.persistent_parameters:
@@ -122,3 +148,16 @@ class Slices:
 
     def flats(self) -> Iterable[Tensor]:
         return {id(p.flat): p.flat for p in self.parts.values()}.values()
+
+
+def _all_gather(zero: Any) -> None:
+    """Every rank's slice of the flat weights, to all (stage 1 and 2)."""
+    from deepspeed.runtime.utils import all_gather_dp_groups
+
+    all_gather_dp_groups(
+        groups_flat=zero.bit16_groups_flat,
+        partitioned_param_groups=zero.parallel_partitioned_bit16_groups,
+        dp_process_group=zero.real_dp_process_group,
+        start_alignment_factor=zero.nccl_start_alignment_factor,
+        allgather_bucket_size=zero.allgather_bucket_size,
+    )

@@ -35,7 +35,7 @@ def export(model: Any, folder: Path, *, rank: int, file_bytes: int = FILE_BYTES)
         model.config.save_pretrained(folder)
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
-    where = {}
+    where: dict[str, str] = {}
     for number, names in enumerate(files, 1):
         file = (
             "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
@@ -66,8 +66,8 @@ def plan_files(sizes: Sequence[tuple[str, int]], file_bytes: int) -> list[list[s
 
 def _gather(named: dict[str, Any], names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
     """Each weight whole, on the CPU: all ranks take part, one weight at a time."""
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     for name in names:
-        with GatheredParameters([named[name]]), torch.no_grad():
+        with deepspeed.zero.GatheredParameters([named[name]]), torch.no_grad():
             yield name, named[name].detach().to("cpu", copy=True)

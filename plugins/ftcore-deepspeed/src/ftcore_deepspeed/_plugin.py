@@ -7,13 +7,14 @@ from typing import Any
 
 from ftcore import UserError, hookimpl, plugin
 from ftcore.config import Config
+from ftcore.plugins import Meta
 
 __all__ = ["DeepSpeed"]
 
 
 @plugin()
 class DeepSpeed:
-    """Shard optimiser states, gradients and weights over ranks by DeepSpeed ZeRO (Rajbhandari et al., 2020)."""
+    """Split optimiser states, gradients, weights over ranks: DeepSpeed ZeRO (Rajbhandari et al., 2020)."""
 
     stage: int = 2
     devices: int | None = None
@@ -30,6 +31,8 @@ class DeepSpeed:
             raise ValueError("offload_optimizer needs stage 1, 2 or 3: stage 0 shards nothing")
         if self.offload_params and self.stage != 3:
             raise ValueError(f"offload_params needs stage 3, got {self.stage}")
+        if self.stage:
+            self.__ftcore__ = Meta(removes=("whole_weights",))
         if find_spec("deepspeed") is None:
             raise UserError("trainer=deepspeed needs DeepSpeed: pip install 'deepspeed>=0.19.8,<0.20'")
 

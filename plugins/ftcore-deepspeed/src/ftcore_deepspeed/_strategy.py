@@ -8,13 +8,15 @@ and the engine is told not to divide. Clipping is core's own arithmetic, done on
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from ftcore.checkpoint import Checkpoint
 from ftcore.config import Config
@@ -30,15 +32,16 @@ __all__ = ["ZeRO"]
 
 
 class ZeRO(DDP):
-    """A DeepSpeed engine of stage 0 to 3. Stage 0 is `ddp` by another engine: what is not overridden is ddp's."""
+    """A DeepSpeed engine. Stage 0 splits nothing, so that all but the engine's own calls is as in `ddp`."""
 
     def __init__(self, cfg: Config, options: DeepSpeed) -> None:
         super().__init__(cfg)
         self.cfg, self.options = cfg, options
-        if not self.distributed:  # the engine wants a process group of one, too
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-            self.distributed = True
+        if not dist.is_initialized():  # one rank: the engine wants a process group of one, too
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+            self.owns_group = True
+        self.distributed = True
         self.slices: Slices | None = None
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
@@ -51,6 +54,7 @@ class ZeRO(DDP):
         self.model = self.engine
         if self.options.stage:
             self.slices = Slices(self.engine, self.params)
+            self.lend = self._lend
             self.optimizer = self.engine.optimizer.optimizer
 
     def _config(self) -> dict[str, Any]:
@@ -62,7 +66,7 @@ class ZeRO(DDP):
             "zero_optimization": {"stage": self.options.stage},
         }
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Accumulate this micro-batch's gradients; with the last one, sum them over ranks."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(self.scaler.scale(loss * self.world_size), scale_wrt_gas=False)
@@ -90,6 +94,13 @@ class ZeRO(DDP):
             super().sync_shards()
         else:
             self.slices.publish()
+
+    def _lend(self, values: Mapping[str, Tensor] | None) -> None:
+        assert self.slices is not None
+        if values is None:
+            self.slices.restore()
+        else:
+            self.slices.lend(values)
 
     def clip(self, max_norm: float | None) -> Tensor:
         if self.slices is None:
@@ -171,6 +182,8 @@ def _import_deepspeed(device: torch.device) -> Any:
     """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # torch 2.13 says so of names that DeepSpeed 0.19 calls.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
