@@ -59,6 +59,9 @@ def plan(arguments: Sequence[str]) -> int:
         description="Show what a run would do: plugins in call order, batch arithmetic.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GB", help="of one device: names the fastest trainer that fits it"
+    )
     parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
     options = parser.parse_args(arguments)
     from ftcore.compose import compose
@@ -71,7 +74,7 @@ def plan(arguments: Sequence[str]) -> int:
     trainer = cfg.trainer if isinstance(cfg.trainer, dict) else vars(cfg.trainer)
     ranks = local_ranks(trainer["strategy"], trainer.get("devices"))
     micro = cfg.micro_batch_size(ranks)
-    described = _describe(hooks)
+    described, memory = _describe(hooks, ranks, options.gpu_memory)
     report = {
         "plugins": [
             {
@@ -94,13 +97,19 @@ def plan(arguments: Sequence[str]) -> int:
             "ranks": ranks,
             "accumulation": -(-cfg.train.batch_size // (micro * ranks)),
         },
+        **({"memory": memory} if memory else {}),
     }
     print(json.dumps(report, indent=2) if options.json else _plan_text(report))
     return 0
 
 
-def _describe(hooks: Hooks) -> dict[str, dict[str, Any]]:
-    """What each plugin would do to the model, where it says so: asked of an outline without weights."""
+def _describe(
+    hooks: Hooks, ranks: int, gpu_memory: float | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """What each plugin would do to the model, and the memory that it takes, where plugins say so.
+
+    They are asked of an outline without weights.
+    """
     able = [p for p in hooks.plugins if hasattr(p.instance, "describe")]
     if able:
         import torch
@@ -108,8 +117,18 @@ def _describe(hooks: Hooks) -> dict[str, dict[str, Any]]:
         tokenizer = hooks.load_tokenizer()
         labels = ["one", "other"] if hooks.cfg.task.name == "classify" else []
         with torch.device("meta"):
-            hooks.load_model(tokenizer, labels)
-    return {p.name: p.instance.describe() for p in able}
+            model, _ = hooks.load_model(tokenizer, labels)
+    described = {p.name: p.instance.describe() for p in able}
+    estimator = next((p.instance for p in able if hasattr(p.instance, "memory")), None)
+    if estimator is None and gpu_memory:
+        raise UserError("--gpu-memory needs a trainer that knows what it takes: trainer=deepspeed")
+    if estimator is None:
+        return described, None
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    kept = sum(d.get("kept_parameters", 0) for d in described.values())
+    return described, estimator.memory(
+        sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), kept, ranks, gpu_memory
+    )
 
 
 def _plan_text(report: dict[str, Any]) -> str:
@@ -131,6 +150,7 @@ def _plan_text(report: dict[str, Any]) -> str:
         f"batch: {batch['rows_per_step']} rows = {batch['micro_batch_size']} micro"
         f" x {batch['accumulation']} accumulation x {batch['ranks']} rank(s)"
     )
+    lines += report.get("memory", {}).get("text", [])
     return "\n".join(lines)
 
 

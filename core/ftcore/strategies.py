@@ -181,11 +181,15 @@ class Single:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.check_scale()
+        return self.scaler.get_scale() >= before
+
+    def check_scale(self) -> None:
+        """Refuse to go on where no loss scale is low enough for fp16."""
         if self.scaler.get_scale() < 1:
             raise TrainingError(
                 "fp16 gradients overflow at every loss scale; use train.precision=bf16 or fp32"
             )
-        return self.scaler.get_scale() >= before
 
     def all_sum(self, values: Sequence[float]) -> list[float]:
         """Sum each number over ranks."""

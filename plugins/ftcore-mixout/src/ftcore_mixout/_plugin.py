@@ -94,6 +94,8 @@ class Mixout:
         if self.p and not self.control:
             off, self._settings = _select.turn_off_dropout(model, self._axes)
         self._manifest = _select.describe(model, self._axes, off)
+        copies = bool(self._targets) + bool(self.p)  # the target, and the mixture
+        self._manifest["kept_parameters"] = 0 if self.control else copies * self._manifest["mixed_parameters"]
 
     def describe(self) -> dict[str, Any]:
         """What is mixed, and which dropout is off, for run.json and `ftcore plan`."""
