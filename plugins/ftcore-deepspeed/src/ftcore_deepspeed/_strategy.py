@@ -34,45 +34,52 @@ __all__ = ["ZeRO"]
 class ZeRO(DDP):
     """A DeepSpeed engine. Stage 0 splits nothing, so that all but the engine's own calls is as in `ddp`."""
 
-    def __init__(self, cfg: Config, options: DeepSpeed) -> None:
+    def __init__(self, cfg: Config, options: DeepSpeed, engine_config: dict[str, Any]) -> None:
         super().__init__(cfg)
-        self.cfg, self.options = cfg, options
+        self.stage, self.engine_config = options.stage, engine_config
         if not dist.is_initialized():  # one rank: the engine wants a process group of one, too
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
             self.owns_group = True
         self.distributed = True
+        self.deepspeed = _import_deepspeed(self.device)
         self.slices: Slices | None = None
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         """Take the model and its optimiser into an engine."""
-        deepspeed = _import_deepspeed(self.device)
         self.set_up(model)
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=build_optimizer(model), config=self._config()
+        self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
+            model=model, optimizer=build_optimizer(model), config=self.engine_config
         )
         self.model = self.engine
-        if self.options.stage:
+        if self.stage:
             self.slices = Slices(self.engine, self.params)
             self.lend = self._lend
             self.optimizer = self.engine.optimizer.optimizer
 
-    def _config(self) -> dict[str, Any]:
-        return {
-            "train_micro_batch_size_per_gpu": self.cfg.micro_batch_size(self.world_size),
-            "gradient_accumulation_steps": 1,
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": {"stage": self.options.stage},
-        }
-
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Accumulate this micro-batch's gradients; with the last one, sum them over ranks."""
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(self.scaler.scale(loss * self.world_size), scale_wrt_gas=False)
+        if self.scaler.is_enabled():  # there, the sum is made of the mean when it is in fp32
+            loss = self.scaler.scale(loss)
+        else:
+            loss = loss * self.world_size
+        self.engine.backward(loss, scale_wrt_gas=False)
 
     def finish_gradients(self) -> None:
-        """The engine has summed them in the last backward."""
+        """The engine has reduced them in the last backward; here they lose fp16's scale."""
+        if not self.scaler.is_enabled():
+            return
+        if self.slices is None:
+            self.scaler.unscale_(self.optimizer)
+            torch._foreach_mul_(self._gradients(), self.world_size)
+        else:
+            torch._foreach_mul_(self._gradients(), self.world_size / self.scaler.get_scale())
+
+    def _gradients(self) -> list[Tensor]:
+        if self.slices is None:
+            return [p.grad for p in self.params.values() if p.grad is not None]
+        return [shard.grad for shard in self.shards() if shard.grad is not None]
 
     def shards(self) -> list[Shard]:
         if self.slices is None:
@@ -105,22 +112,38 @@ class ZeRO(DDP):
     def clip(self, max_norm: float | None) -> Tensor:
         if self.slices is None:
             return super().clip(max_norm)
-        grads = [s.grad for s in self.shards() if s.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        total = norm.to(self.device).square()
-        dist.all_reduce(total)
-        norm = total.sqrt()
+        grads = self._gradients()
+        square = torch.nn.utils.get_total_norm(grads).square().to(self.device)
+        dist.all_reduce(square)
+        self.norm = square.sqrt()
         if max_norm is not None:
-            torch._foreach_mul_(grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0).to(grads[0].device))
-        return norm
+            torch._foreach_mul_(grads, (max_norm / (self.norm + 1e-6)).clamp(max=1.0).to(grads[0].device))
+        return self.norm
 
     def step(self, lr: float) -> bool:
+        if self.slices is None:
+            return super().step(lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        self.engine.step()
-        if self.slices is not None:
-            self.slices.forget_gradients()
+        self.engine.step()  # which leaves the weights alone where the norm is not finite
+        self.slices.forget_gradients()
+        if self.scaler.is_enabled():
+            return self._update_scale(finite=bool(self.norm.isfinite()))
         return True
+
+    def _update_scale(self, *, finite: bool) -> bool:
+        """What torch's scaler does, which sees no gradients here: halve the scale, or double it in time."""
+        assert self.slices is not None
+        state = self.scaler.state_dict()
+        state["_growth_tracker"] = state["_growth_tracker"] + 1 if finite else 0
+        if not finite:
+            state["scale"] *= state["backoff_factor"]
+            self.slices.publish()  # a step would have ended what was lent
+        elif state["_growth_tracker"] == state["growth_interval"]:
+            state["scale"], state["_growth_tracker"] = state["scale"] * state["growth_factor"], 0
+        self.scaler.load_state_dict(state)
+        self.check_scale()
+        return finite
 
     def pieces(self, values_only: bool) -> Iterator[tuple[str, Shard, Tensor]]:
         if self.slices is None:
@@ -163,7 +186,7 @@ class ZeRO(DDP):
             self.scaler.load_state_dict(saved.state["scaler"])
 
     def export(self, model: torch.nn.Module, folder: Path) -> None:
-        if self.options.stage < 3:
+        if self.stage < 3:
             super().export(model, folder)
         else:
             export(model, folder, rank=self.rank)
@@ -171,6 +194,10 @@ class ZeRO(DDP):
     def close(self) -> None:
         if hasattr(self, "engine"):
             self.engine.destroy()
+        if self.stage == 3:
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+            unset_hf_deepspeed_config()
         super().close()
 
 
