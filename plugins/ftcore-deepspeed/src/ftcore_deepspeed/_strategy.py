@@ -60,24 +60,23 @@ class ZeRO(DDP):
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Accumulate this micro-batch's gradients; with the last one, sum them over ranks."""
         self.engine.set_gradient_accumulation_boundary(last)
-        if self.scaler.is_enabled():  # there, the sum is made of the mean when it is in fp32
-            loss = self.scaler.scale(loss)
-        else:
-            loss = loss * self.world_size
-        self.engine.backward(loss, scale_wrt_gas=False)
+        # Under fp16 the mean becomes the sum later, in fp32, or the scale would be too high by as much.
+        fp16 = self.scaler.is_enabled()
+        self.engine.backward(self.scaler.scale(loss) if fp16 else loss * self.world_size, scale_wrt_gas=False)
 
     def finish_gradients(self) -> None:
         """The engine has reduced them in the last backward; here they lose fp16's scale."""
-        if not self.scaler.is_enabled():
-            return
         if self.slices is None:
+            for param in self.params.values():
+                if param.grad is None:
+                    param.grad = torch.zeros_like(param)
             self.scaler.unscale_(self.optimizer)
-            torch._foreach_mul_(self._gradients(), self.world_size)
-        else:
-            torch._foreach_mul_(self._gradients(), self.world_size / self.scaler.get_scale())
+        if self.scaler.is_enabled():
+            scale = 1.0 if self.slices is None else self.scaler.get_scale()
+            torch._foreach_mul_(self._gradients(), self.world_size / scale)
 
     def _gradients(self) -> list[Tensor]:
-        if self.slices is None:
+        if self.slices is None:  # whole, on every rank
             return [p.grad for p in self.params.values() if p.grad is not None]
         return [shard.grad for shard in self.shards() if shard.grad is not None]
 
