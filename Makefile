@@ -1,12 +1,12 @@
 # make demo: a virtual environment with everything, and the built-in run.   make test: the same, then all tests.
-# make lint, make docs, make bench. Needs Python 3.11+ with pip and venv; set PYTHON to choose one.
+# make matrix: techniques, strategies and splits, each with each.   make lint, make docs, make bench. Needs Python 3.11+ with pip and venv; set PYTHON to choose one.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test matrix lint docs bench clean
 
 $(STAMP): pyproject.toml constraints.txt Makefile $(PLUGINS)
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+matrix: $(STAMP)
+	FTCORE_MATRIX=1 $(BIN)/python -m pytest plugins/ftcore-deepspeed/tests/test_matrix.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -37,6 +40,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/one_gradient.py
 	$(BIN)/python benchmarks/mixout.py
+	$(BIN)/python benchmarks/deepspeed.py
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

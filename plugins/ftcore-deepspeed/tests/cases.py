@@ -3,8 +3,9 @@
     main(folder)    as a rank: every case of folder/cases.json, on the process group of the environment
     run_case(...)   one case, in this process
 
-A case is a config (dotted keys), and what to do: `steps` to train, `from` (the case whose checkpoint it goes
-on from), `export`, `save`. It leaves folder/NAME/, with losses and gradient norms in metrics.jsonl.
+A case is a config (dotted keys), and what to do: `from` (the case whose checkpoint it goes on from), `stop_at`
+a step, `export`; or a whole `config`, as `compose` gives it. It leaves folder/NAME/, with losses and gradient norms
+in metrics.jsonl.
 """
 
 import contextlib
@@ -69,8 +70,9 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     if first:
         shutil.copytree(folder / case["from"], run_dir) if "from" in case else run_dir.mkdir()
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-    overrides = {k: v for k, v in case.items() if k not in ("from", "export", "stop_at")}
-    cfg = from_plain(nested(COMMON | {"data.train": str(folder / "train.jsonl")} | overrides))
+    overrides = {k: v for k, v in case.items() if k not in ("from", "export", "stop_at", "config")}
+    made = nested(COMMON | {"data.train": str(folder / "train.jsonl")} | overrides)
+    cfg = from_plain(case.get("config", made))
     stop = StopFlag()
     _barrier()
     job = open_job(cfg, run_dir, lambda _: Screen(False), stop)
