@@ -1,5 +1,6 @@
 # make demo: a virtual environment with everything, and the built-in run.   make test: the same, then all tests.
-# make matrix: techniques, strategies and splits, each with each.   make lint, make docs, make bench. Needs Python 3.11+ with pip and venv; set PYTHON to choose one.
+# make matrix: techniques, strategies and splits, each with each.   make lint, make docs, make bench.
+# Needs Python 3.11+ with pip and venv; set PYTHON to choose one.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,7 +41,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/one_gradient.py
 	$(BIN)/python benchmarks/mixout.py
-	$(BIN)/python benchmarks/deepspeed.py
+	$(BIN)/python benchmarks/zero.py
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -158,9 +158,17 @@ def resume(arguments: Sequence[str]) -> int:
     """Go on with an unfinished run from its newest valid checkpoint."""
     parser = Parser(prog="ftcore resume", description="Go on with an unfinished run.")
     parser.add_argument("run_dir", type=Path, help="its directory (runs/latest is the newest)")
+    parser.add_argument("trainer", nargs="*", help="on other devices: trainer=ddp trainer.devices=2")
     options = parser.parse_args(arguments)
     from ftcore.run import read_config, run
 
     directory = options.run_dir.resolve()
-    run(read_config(directory), directory)
+    cfg = read_config(directory)
+    if other := [o for o in options.trainer if not o.startswith(("trainer=", "trainer."))]:
+        raise UserError(f"resume takes another trainer and nothing else, got '{other[0]}'")
+    if options.trainer:
+        from ftcore.compose import compose
+
+        cfg.trainer = compose(options.trainer).trainer
+    run(cfg, directory)
     return 0

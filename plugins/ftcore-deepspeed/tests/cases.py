@@ -3,9 +3,9 @@
     main(folder)    as a rank: every case of folder/cases.json, on the process group of the environment
     run_case(...)   one case, in this process
 
-A case is a config (dotted keys), and what to do: `from` (the case whose checkpoint it goes on from), `stop_at`
-a step, `export`; or a whole `config`, as `compose` gives it. It leaves folder/NAME/, with losses and gradient norms
-in metrics.jsonl.
+A case is a config (dotted keys), and what to do: `from` (the case whose checkpoint it goes on from),
+`stop_at` a step, `export`; or a whole `config`, as `compose` gives it. It leaves folder/NAME/, with losses
+and gradient norms in metrics.jsonl.
 """
 
 import contextlib

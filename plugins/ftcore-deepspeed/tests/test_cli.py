@@ -130,7 +130,7 @@ def test_killed_ranks_end_the_run_and_it_resumes(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "rank 1 was ended by SIGKILL" in said.splitlines()[-1]
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
-    code, said = ftcore(tmp_path, "resume", "run")
+    code, said = ftcore(tmp_path, "resume", "run", "trainer=single")
     assert code == 0, said
     assert "resuming at step" in said
     result: dict[str, Any] = json.loads((tmp_path / "run/result.json").read_text())
