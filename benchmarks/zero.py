@@ -4,7 +4,7 @@
     python benchmarks/zero.py --ranks 4   memory only
 
 Ranks are processes of this machine (gloo, CPU). Memory is the sum of all tensors alive before the third step,
-buffers for reduction left out; the theory is that of `ftcore plan`. The two loops train the same rows, by turns.
+reduction buffers left out; the theory is that of `ftcore plan`. Both loops train the same rows, by turns.
 """
 
 import argparse

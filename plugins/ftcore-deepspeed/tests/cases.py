@@ -93,6 +93,39 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     return job
 
 
+def run_toy(folder: Path, name: str, case: Mapping[str, Any]) -> None:
+    """Two layers, of which the second step uses one: gradients of each, by rank, and what a shard writes."""
+    import torch
+
+    from ftcore.config import Config
+    from ftcore_deepspeed import DeepSpeed
+    from ftcore_deepspeed._config import derive
+    from ftcore_deepspeed._strategy import ZeRO
+
+    cfg, options = Config(), DeepSpeed(stage=case["toy"])
+    strategy = ZeRO(cfg, options, derive(cfg, options, 2)[0])
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 5), "b": torch.nn.Linear(3, 5)})
+    model.forward = lambda x, layers: sum(model[layer](x).sum() for layer in layers)
+    strategy.prepare(model, lambda m: torch.optim.AdamW(m.parameters(), lr=0.1))
+    found: dict[str, Any] = {"gradients": [], "covered": {}}
+    x = torch.ones(2, 3) * (1 + strategy.rank)
+    for layers in ("ab", "a"):
+        for last in (False, True):
+            strategy.backward(strategy.model(x, layers), last=last)
+        strategy.finish_gradients()
+        shards = strategy.shards()
+        found["gradients"].append({s.name: s.grad.tolist() for s in shards if s.grad is not None})
+        found["covered"] = {s.name: [s.offset, s.value.numel(), *s.shape] for s in shards}
+        strategy.clip(None)
+        strategy.step(0.1)
+    for shard in strategy.shards():
+        shard.value.copy_(torch.arange(shard.value.numel()) + float(shard.offset))
+    strategy.sync_shards()
+    found["output"] = float(strategy.model(torch.ones(1, 3), "ab").detach())
+    strategy.close()
+    (folder / f"{name}-{strategy.rank}.json").write_text(json.dumps(found))
+
+
 def _barrier() -> None:
     import torch.distributed as dist
 
@@ -108,8 +141,10 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for name, case in json.loads((folder / "cases.json").read_text()).items():
-        job = run_case(folder, name, case)
-        job.strategy.close()
+        if "toy" in case:
+            run_toy(folder, name, case)
+        else:
+            run_case(folder, name, case).strategy.close()
     _barrier()
 
 

@@ -44,7 +44,7 @@ def run_ranks() -> Callable[[Path, int, Mapping[str, Any]], None]:
             for rank in range(world_size)
         ]
         try:
-            assert [rank.wait(timeout=540) for rank in ranks] == [0] * world_size
+            assert [rank.wait(timeout=1500) for rank in ranks] == [0] * world_size
         finally:
             for rank in ranks:
                 rank.kill()

@@ -31,6 +31,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp16": {"train.precision": "fp16"},
     "unclipped": {"train.max_grad_norm": None},
 }
+WHERE = [(name, stage) for name in ("plain", "mixout") for stage in STAGES]
+WHERE += [("element", 0), ("element", 2), ("element", 3), ("checkpointing", 3), ("unclipped", 2)]
+HALF = [("bf16", 2), ("bf16", 3), ("fp16", 0), ("fp16", 2), ("fp16", 3)]
 OFFLOAD = {
     1: {"offload_optimizer": True},
     2: {"offload_optimizer": True},
@@ -41,9 +44,8 @@ RESUMED = MIXOUT | {"model.dropout": 0.1}
 
 def on_ranks(folder: Path) -> dict[str, dict[str, Any]]:
     """Every case for two ranks, by name."""
-    found: dict[str, dict[str, Any]] = {}
+    found = {f"{name}-{stage}": zero(stage) | VARIANTS[name] for name, stage in (*WHERE, *HALF)}
     for stage in STAGES:
-        found |= {f"{name}-{stage}": zero(stage) | variant for name, variant in VARIANTS.items()}
         found[f"resumable-{stage}"] = zero(stage) | RESUMED | {"export": True}
         found[f"half-{stage}"] = zero(stage) | RESUMED | {"stop_at": 2}
         found[f"again-{stage}"] = zero(stage) | RESUMED | {"from": f"half-{stage}", "export": True}
@@ -52,6 +54,7 @@ def on_ranks(folder: Path) -> dict[str, dict[str, Any]]:
     found |= {f"offload-{stage}": zero(stage, **options) for stage, options in OFFLOAD.items()}
     found |= {f"accumulation-{stage}": zero(stage) | WHOLE_STEP for stage in (2, 3)}
     found["ddp"] = {"trainer.strategy": "ddp", "trainer.device": "cpu"} | RESUMED | {"from": "half-3"}
+    found |= {f"toy-{stage}": {"toy": stage} for stage in STAGES}
     rows = str(folder / "train.jsonl")
     found |= {f"t5-{stage}": zero(stage) | T5 | {"data.validation": rows} for stage in (1, 3)}
     found["pretrained-3"] = zero(3) | {"model.path": str(folder / "pretrained"), "export": True}
@@ -81,16 +84,14 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(folder / name / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in ("bf16", "fp16")])
+@pytest.mark.parametrize(("name", "stage"), WHERE)
 def test_losses_and_gradients_are_those_of_one_process(ran: Path, name: str, stage: int) -> None:
     """Loss and gradient norm of each step: four micro-batches in one process, two on each of two ranks."""
     assert len(trajectory(ran, name)) == 8
     assert trajectory(ran, f"{name}-{stage}") == pytest.approx(trajectory(ran, name), rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", ["bf16", "fp16"])
+@pytest.mark.parametrize(("name", "stage"), HALF)
 def test_half_precision_is_autocast_as_elsewhere(ran: Path, name: str, stage: int) -> None:
     """The same computation in half: what differs is rounding."""
     assert trajectory(ran, f"{name}-{stage}") == pytest.approx(trajectory(ran, name), rel=2e-2)
@@ -159,3 +160,24 @@ def test_ranks_generate_in_step(ran: Path, stage: int) -> None:
     )
     assert two == pytest.approx(one, rel=1e-5)
     assert any(key.startswith("eval/") for key in one)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_layer_that_a_step_does_not_use_has_no_gradient(ran: Path, stage: int) -> None:
+    """Not that of the step before; what is used has the sum over ranks and micro-batches."""
+    for rank in range(2):
+        first, second = json.loads((ran / f"toy-{stage}-{rank}.json").read_text())["gradients"]
+        for name in ("a", "b"):
+            assert set(first[f"{name}.weight"]) <= {2 * 2 * (1.0 + 2.0)}  # rows, micro-batches, ranks
+        assert second["a.weight"] == first["a.weight"]
+        assert set(second["b.weight"] + second["b.bias"]) <= {0.0}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_written_into_shards_is_the_model_on_all_ranks(ran: Path, stage: int) -> None:
+    """Slices cover each parameter once; numbered by them, the two layers give the sum of their elements."""
+    ranks = [json.loads((ran / f"toy-{stage}-{rank}.json").read_text()) for rank in range(2)]
+    for name, size in (("a.weight", 15), ("a.bias", 5), ("b.weight", 15), ("b.bias", 5)):
+        slices = [rank["covered"][name][:2] for rank in ranks]
+        assert sorted(i for start, count in slices for i in range(start, start + count)) == list(range(size))
+    assert ranks[0]["output"] == ranks[1]["output"] == 2 * (sum(range(15)) + sum(range(5)))
