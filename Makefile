@@ -1,12 +1,13 @@
 # make demo: a virtual environment with everything, and the built-in run.   make test: the same, then all tests.
-# make lint, make docs, make bench. Needs Python 3.11+ with pip and venv; set PYTHON to choose one.
+# make matrix: techniques, strategies and splits, each with each.   make lint, make docs, make bench.
+# Needs Python 3.11+ with pip and venv; set PYTHON to choose one.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test matrix lint docs bench clean
 
 $(STAMP): pyproject.toml constraints.txt Makefile $(PLUGINS)
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +22,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+matrix: $(STAMP)
+	FTCORE_MATRIX=1 $(BIN)/python -m pytest plugins/ftcore-deepspeed/tests/test_matrix.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,6 +43,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/mixout.py
 	$(BIN)/python benchmarks/contrastive.py
 	$(BIN)/python benchmarks/contrastive.py --memory
+	$(BIN)/python benchmarks/zero.py
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -75,7 +75,7 @@ def test_plugin_makes_a_keyword_only_dataclass_that_carries_its_metadata() -> No
 
 def test_options_are_converted_and_defaults_filled_in() -> None:
     """What a YAML file or the command line gives becomes the field's type."""
-    values = check_options(Sample, "sample", {"rate": 1, "layers": [2, 3]})
+    values = check_options(Sample, "plugin.sample", {"rate": 1, "layers": [2, 3]})
     assert values == {"rate": 1.0, "steps": 3, "mode": "soft", "layers": [2, 3], "path": None}
     assert isinstance(values["rate"], float)
 
@@ -93,7 +93,7 @@ def test_options_are_converted_and_defaults_filled_in() -> None:
 def test_wrong_option_is_an_error_that_names_it(options: dict[str, Any], message: str) -> None:
     """The message has the option's path, the rule and the value."""
     with pytest.raises(UserError, match=message):
-        check_options(Sample, "sample", options)
+        check_options(Sample, "plugin.sample", options)
 
 
 def test_numbers_may_be_literals() -> None:
@@ -103,10 +103,10 @@ def test_numbers_may_be_literals() -> None:
     class Numbered:
         bits: Literal[4, 8] = 8
 
-    assert check_options(Numbered, "numbered", {}) == {"bits": 8}
-    assert check_options(Numbered, "numbered", {"bits": 4}) == {"bits": 4}
+    assert check_options(Numbered, "plugin.numbered", {}) == {"bits": 8}
+    assert check_options(Numbered, "plugin.numbered", {"bits": 4}) == {"bits": 4}
     with pytest.raises(UserError, match=r"plugin\.numbered\.bits must be one of 4, 8"):
-        check_options(Numbered, "numbered", {"bits": 5})
+        check_options(Numbered, "plugin.numbered", {"bits": 5})
 
 
 def test_chosen_plugin_is_loaded_with_its_options_and_origin(install: Any) -> None:

@@ -23,7 +23,7 @@ torch.manual_seed(strategy.rank)
 model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1))  # 12, 3, 3 and 1 elements
 strategy.prepare(model, lambda m: torch.optim.SGD(m.parameters()))
 report = {"start": [p.flatten().tolist() for p in model.parameters()]}
-strategy.pretrained = {"0.weight": torch.arange(12.0)}
+strategy.keep_pretrained({"0.weight": torch.arange(12.0)})
 report["pretrained"] = [None if s.pretrained is None else s.pretrained.tolist() for s in strategy.shards()]
 x = torch.arange(4.0).view(1, 4) * (1 + strategy.rank)
 strategy.backward(model[0](x).sum())  # the last layer has no gradient on any rank

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ftcore.errors import UserError
 from ftcore.models import file_hash
-from ftcore.strategies import Strategy
+from ftcore.strategies import Strategy, base_model
 
 __all__ = ["Checkpoint", "newest", "prune", "save", "sweep"]
 
@@ -93,7 +93,7 @@ def _write_rank(directory: Path, strategy: Strategy, values_only: bool) -> None:
     save_file(tensors, path, metadata={"index": json.dumps(index)})
     _sync(path)
     if strategy.rank == 0:
-        buffers = {n: b.detach().cpu().clone() for n, b in strategy.model.named_buffers()}
+        buffers = {n: b.detach().cpu().clone() for n, b in base_model(strategy.model).named_buffers()}
         save_file(buffers, directory / "buffers.safetensors")
         _sync(directory / "buffers.safetensors")
 
@@ -183,7 +183,7 @@ class Checkpoint:
 
     def load_buffers(self, model: torch.nn.Module) -> None:
         """Copy saved buffers into the model."""
-        buffers = dict(model.named_buffers())
+        buffers = dict(base_model(model).named_buffers())
         with safe_open(self.directory / "buffers.safetensors", framework="pt") as file:
             for name in file.keys():
                 buffers[name].copy_(file.get_tensor(name))

@@ -187,9 +187,9 @@ class Config:
     force: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: everything but how it is started and kept."""
+        """What makes two runs the same run: everything but how it is started, kept and split over devices."""
         plain = dataclasses.asdict(self)
-        for key in ("force", "name", "offline"):
+        for key in ("force", "name", "offline", "trainer"):
             del plain[key]
         for key in UNESSENTIAL:
             del plain["train"][key]

@@ -185,7 +185,15 @@ class Sampler(Protocol):
 
 @dataclass(kw_only=True)
 class State:
-    """The run as `on_train_start`, `on_step_end` and `on_train_end` see it."""
+    """The run as `on_train_start`, `on_step_end` and `on_train_end` see it.
+
+    Attributes:
+        shards: this rank's parts of the trained weights, as they are when it is called.
+        lend: None where each rank holds the weights whole, and hooks may put others in their place. Where
+            they are split over ranks (ZeRO 1 to 3), `lend(values)` makes the forwards of the step compute
+            with `values` (1-D, of this rank's shards, by name) and `lend(None)` ends that; all ranks call
+            it alike. The shards stay the weights. In `on_backward_end` their gradients are summed already.
+    """
 
     model: torch.nn.Module
     tokenizer: Any
@@ -195,3 +203,4 @@ class State:
     total: int
     metrics: dict[str, float] = field(default_factory=dict)
     shards: Callable[[], list[Shard]] = list
+    lend: Callable[[Mapping[str, Tensor] | None], None] | None = None

@@ -74,6 +74,7 @@ class Job:
             total=total,
             metrics=self.progress.best,
             shards=self.strategy.shards,
+            lend=self.strategy.lend,
         )
 
     def save(self, directory: Path, *, values_only: bool = False) -> None:
@@ -117,11 +118,12 @@ class Job:
 def build_hooks(cfg: Config) -> Hooks:
     """Fresh plugin instances of the config's choice, checked, above core's defaults."""
     go_offline(cfg)
-    chosen = dict(cfg.plugin)
+    chosen, trainer = dict(cfg.plugin), None
     if isinstance(cfg.trainer, dict):  # a strategy that a plugin brings: its options are the trainer's
         options = dict(cfg.trainer)
-        chosen[options.pop("strategy")] = options
-    hooks = Hooks(Defaults(cfg), enable(chosen), cfg)
+        trainer = options.pop("strategy")
+        chosen[trainer] = options
+    hooks = Hooks(Defaults(cfg), enable(chosen, trainer), cfg)
     metric, known = (cfg.task.metric or "").lstrip("-").rpartition("/")[2], TASKS[cfg.task.name].METRICS
     if metric and metric not in known and hooks.implemented("evaluate") == ["core"]:
         raise UserError(f"task.metric: task={cfg.task.name} has no '{metric}'; {nearest(metric, known)}")
@@ -147,7 +149,7 @@ def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop:
     if getattr(model_config, "use_cache", None):
         model_config.use_cache = False  # no use in training; generation asks for it
     strategy.prepare(model, lambda m: build_optimizer(m, hooks))
-    strategy.pretrained = {name: value.to(strategy.device) for name, value in pretrained.items()}
+    strategy.keep_pretrained(pretrained)
     job = Job(
         cfg=cfg,
         hooks=hooks,

@@ -92,7 +92,7 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
         outputs = step.forward(batch)
         answer = hooks.compute_loss(strategy.model, batch, outputs, step)
         share = _weigh(answer, units, batch.is_filler, terms)
-        strategy.backward(share)
+        strategy.backward(share, last=batch is batches[-1])
         loss = loss + share.detach()
     hooks.on_backward_end(strategy.model, step)
     strategy.finish_gradients()

@@ -7,6 +7,7 @@ import torch
 
 from ftcore.config import OptimConfig
 from ftcore.hooks import Hooks
+from ftcore.strategies import whole_shape
 
 __all__ = ["build_optimizer", "lr_factor"]
 
@@ -37,7 +38,8 @@ def build_optimizer(model: torch.nn.Module, hooks: Hooks) -> torch.optim.Optimiz
         if not param.requires_grad:
             continue
         options = hooks.param_options(name, param)
-        decay = options.get("weight_decay", hooks.cfg.optim.weight_decay if param.ndim > 1 else 0.0)
+        default = hooks.cfg.optim.weight_decay if len(whole_shape(param)) > 1 else 0.0
+        decay = options.get("weight_decay", default)
         groups.setdefault((decay, options.get("lr_scale", 1.0)), []).append(param)
     params: list[dict[str, Any]] = [
         {"params": members, "weight_decay": decay, "lr": hooks.cfg.optim.lr, "lr_scale": scale}

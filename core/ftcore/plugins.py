@@ -53,8 +53,10 @@ def plugin(
         after: plugins that must be registered before this one, if they are enabled.
             A wrapper registered later is the outer one.
         conflicts: plugins that can't be enabled beside this one.
-        needs: what it relies on (`logits`, `hidden_states`, `full_rank_weights`, ...).
-        removes: what it takes away from others, in the same words as `needs`.
+        needs: what it relies on (`logits`, `hidden_states`, `full_rank_weights`, `whole_weights` on
+            each rank, ...).
+        removes: what it takes away from others, in the same words as `needs`. Where that depends on
+            options, `__post_init__` sets `self.__ftcore__ = Meta(...)`.
         api: the hook interface it was written for.
 
     Check options in `__post_init__` and raise ValueError: the message reaches the user in one line.
@@ -115,23 +117,29 @@ def conf_dirs() -> dict[str, Path]:
     return dirs
 
 
-def enable(chosen: Mapping[str, Mapping[str, Any]]) -> list[Enabled]:
+def enable(chosen: Mapping[str, Mapping[str, Any]], trainer: str | None = None) -> list[Enabled]:
     """Import, check and instantiate the chosen plugins, in call order.
 
     Args:
         chosen: plugin name to its options, in the order of selection.
+        trainer: which of them has the config's `trainer` node for its options.
 
     Raises:
         UserError: unknown or ambiguous name, failing import, wrong version or option,
             conflict, unmet need, circular order.
     """
     available = installed()
-    plugins = [_instantiate(name, available, options) for name, options in chosen.items()]
+    plugins = [
+        _instantiate(name, available, options, "trainer" if name == trainer else f"plugin.{name}")
+        for name, options in chosen.items()
+    ]
     _check_company(plugins)
     return _sort(plugins)
 
 
-def _instantiate(name: str, available: Mapping[str, list[EntryPoint]], options: Mapping[str, Any]) -> Enabled:
+def _instantiate(
+    name: str, available: Mapping[str, list[EntryPoint]], options: Mapping[str, Any], key: str
+) -> Enabled:
     if name not in available:
         raise UserError(
             f"no plugin '{name}' is installed; {nearest(name, available) or 'none is'} (see `ftcore plugins`)"
@@ -156,11 +164,11 @@ def _instantiate(name: str, available: Mapping[str, list[EntryPoint]], options: 
         raise UserError(
             f"plugin '{name}' is written for hook API {meta.api}, this ftcore has {API}; upgrade ftcore"
         )
-    values = check_options(cls, name, options)
+    values = check_options(cls, key, options)
     try:
         instance = cls(**values)
     except (ValueError, TypeError) as error:
-        raise UserError(f"plugin.{name}: {error}") from error
+        raise UserError(f"{key}: {error}") from error
     return Enabled(
         name=name,
         instance=instance,
@@ -186,8 +194,10 @@ def _check_version(name: str, dist: Distribution) -> None:
             )
 
 
-def check_options(cls: type[Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(cls: type[Any], prefix: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options checked and converted by the class's own field types; defaults filled in.
+
+    `prefix` is where they stand in the config: `plugin.NAME`, or `trainer`.
 
     Raises:
         UserError: an unknown option (with the nearest names) or a value of a wrong type.
@@ -199,7 +209,7 @@ def check_options(cls: type[Any], name: str, options: Mapping[str, Any]) -> dict
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in options:
         if key not in fields:
-            raise UserError(f"plugin.{name} has no option '{key}'; {nearest(key, fields)}")
+            raise UserError(f"{prefix} has no option '{key}'; {nearest(key, fields)}")
     choices = {n: typing.get_args(hints[n]) for n in fields if typing.get_origin(hints[n]) is Literal}
     schema = dataclasses.make_dataclass(
         f"{cls.__name__}Options",
@@ -217,11 +227,11 @@ def check_options(cls: type[Any], name: str, options: Mapping[str, Any]) -> dict
         merged = OmegaConf.merge(OmegaConf.structured(schema), dict(options))
         values = typing.cast("dict[str, Any]", OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
-        raise UserError(f"plugin.{name}.{error.full_key}: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"{prefix}.{error.full_key}: {str(error).partition(chr(10))[0]}") from error
     for key, allowed in choices.items():
         if values[key] not in allowed:
             raise UserError(
-                f"plugin.{name}.{key} must be one of {', '.join(map(str, allowed))}, got '{values[key]}'"
+                f"{prefix}.{key} must be one of {', '.join(map(str, allowed))}, got '{values[key]}'"
             )
     return values
 
@@ -237,7 +247,7 @@ def _check_company(plugins: Sequence[Enabled]) -> None:
             if lost and other_plugin is not one:
                 raise UserError(
                     f"plugin '{one.name}' needs {', '.join(sorted(lost))},"
-                    f" which '{other_plugin.name}' takes away; choose one"
+                    f" which '{other_plugin.name}' takes away; choose one, or other options"
                 )
 
 

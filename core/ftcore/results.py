@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ftcore import __version__, models
 from ftcore.errors import UserError
 from ftcore.job import Job
 from ftcore.predictions import tabulate, write_table
-from ftcore.strategies import base_model
+from ftcore.strategies import base_model, whole_shape
 
 __all__ = ["append_metrics", "cut_metrics", "describe_run", "export", "keep_predictions", "write_json"]
 
@@ -102,9 +103,9 @@ def describe_run(job: Job) -> dict[str, Any]:
         "model": {
             **models.origin(cfg, model),
             "class": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(prod(whole_shape(p)) for p in model.parameters()),
             "new_parameters": sorted(getattr(model, "ftcore_new", ())),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trained_parameters": sum(prod(whole_shape(p)) for p in model.parameters() if p.requires_grad),
         },
         "world_size": job.strategy.world_size,
         "micro_batch_size": cfg.micro_batch_size(job.strategy.world_size),
@@ -143,13 +144,12 @@ def _git_commit() -> str | None:
 
 def export(job: Job, metrics: Mapping[str, float]) -> None:
     """Write `model/`: weights, config, tokenizer and a model card; loads without ftcore."""
-    model = base_model(job.hooks.on_export(job.strategy.model))
+    model, folder = base_model(job.hooks.on_export(job.strategy.model)), job.run_dir / "model"
+    model.config.use_cache = True
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        _generate_as_evaluated(generation, job)
+    job.strategy.export(model, folder)
     if job.strategy.rank == 0:
-        folder = job.run_dir / "model"
-        model.config.use_cache = True
-        if (generation := getattr(model, "generation_config", None)) is not None:
-            _generate_as_evaluated(generation, job)
-        model.save_pretrained(folder)
         job.tokenizer.save_pretrained(folder)
         card = model_card(job, type(model).__name__, metrics)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -23,7 +23,7 @@ from ftcore.errors import TrainingError, UserError
 from ftcore.launch import launch
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag, stop_flag
-from ftcore.strategies import local_ranks, rank_environment
+from ftcore.strategies import local_ranks, rank_environment, whole_shape
 
 if TYPE_CHECKING:
     from ftcore.job import Job
@@ -77,7 +77,8 @@ def _run_locked(cfg: Config, run_dir: Path, world_size: int) -> float:
     hooks, ranks = build_hooks(cfg), _ranks(cfg)
     prepare(hooks, hooks.load_tokenizer())
     _take_directory(cfg, run_dir)
-    if world_size == 1 and ranks > 1:
+    # A plugin's strategy always gets processes of its own: its library may keep state in one.
+    if world_size == 1 and (ranks > 1 or isinstance(cfg.trainer, dict)):
         launch(ranks, run_dir)
         result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
     else:
@@ -86,9 +87,8 @@ def _run_locked(cfg: Config, run_dir: Path, world_size: int) -> float:
 
 
 def _ranks(cfg: Config) -> int:
-    if isinstance(cfg.trainer, dict):
-        return int(cfg.trainer.get("devices") or local_ranks("plugin", None))
-    return local_ranks(cfg.trainer.strategy, cfg.trainer.devices)
+    trainer = cfg.trainer if isinstance(cfg.trainer, dict) else vars(cfg.trainer)
+    return local_ranks(trainer["strategy"], trainer.get("devices"))
 
 
 def _in_place(cfg: Config, run_dir: Path) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _header(job: Job) -> list[tuple[str, str]]:
     cfg, world, train = job.cfg, job.strategy.world_size, job.prepared.audits["train"]
     micro = cfg.micro_batch_size(world)
     accumulation = -(-cfg.train.batch_size // (micro * world))
-    parameters = sum(p.numel() for p in job.strategy.model.parameters())
+    parameters = sum(math.prod(whole_shape(p)) for p in job.strategy.model.parameters())
     rows = ", ".join(f"{a.rows} {name}" for name, a in job.prepared.audits.items())
     plugins = [(p.name, _plugin_line(p)) for p in job.hooks.plugins]
     if len(plugins) > 3:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,11 +23,12 @@ from ftcore.errors import TrainingError, UserError
 if TYPE_CHECKING:
     from ftcore.checkpoint import Checkpoint
 
-__all__ = ["DDP", "Single", "Strategy", "base_model", "local_ranks", "rank_environment"]
+__all__ = ["DDP", "Single", "Strategy", "base_model", "local_ranks", "rank_environment", "whole_shape"]
 
 BUCKET = 25 * 2**20 // 4  # elements per all-reduce: 25 MiB of fp32
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+Lend = Callable[[Mapping[str, Tensor] | None], None]
 OptimizerBuilder = Callable[[torch.nn.Module], torch.optim.Optimizer]
 
 
@@ -37,11 +39,10 @@ class Strategy(Protocol):
     world_size: int
     device: torch.device
     model: torch.nn.Module
-
-    pretrained: Mapping[str, Tensor]
+    lend: Lend | None
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None: ...
-    def backward(self, loss: Tensor) -> None: ...
+    def backward(self, loss: Tensor, *, last: bool = True) -> None: ...
     def finish_gradients(self) -> None: ...
     def shards(self) -> list[Shard]: ...
     def sync_shards(self) -> None: ...
@@ -53,6 +54,8 @@ class Strategy(Protocol):
     def pieces(self, values_only: bool) -> Iterator[tuple[str, Shard, Tensor]]: ...
     def scalars(self) -> dict[str, Any]: ...
     def load(self, saved: Checkpoint) -> None: ...
+    def keep_pretrained(self, values: Mapping[str, Tensor]) -> None: ...
+    def export(self, model: torch.nn.Module, folder: Path) -> None: ...
     def close(self) -> None: ...
 
 
@@ -60,6 +63,11 @@ def base_model(model: torch.nn.Module) -> Any:
     """The transformers model inside whatever a strategy wraps around it."""
     inner = getattr(model, "module", None)
     return inner if isinstance(inner, torch.nn.Module) and hasattr(inner, "config") else model
+
+
+def whole_shape(param: Tensor) -> tuple[int, ...]:
+    """The shape of a parameter, of one too that DeepSpeed has split over ranks: its own is then (0,)."""
+    return tuple(getattr(param, "ds_shape", param.shape))
 
 
 def rank_environment() -> tuple[int, int, int]:
@@ -85,15 +93,22 @@ def local_ranks(strategy: str, devices: int | None) -> int:
 class Single:
     """One process on one device."""
 
+    lend: Lend | None = None
+
     def __init__(self, cfg: Config) -> None:
         self.precision = cfg.train.precision
         self.checkpointing = cfg.train.gradient_checkpointing
         self.rank, self.world_size, self.local_rank = 0, 1, 0
         self.device = _device(getattr(cfg.trainer, "device", None), 0)
-        self.pretrained: Mapping[str, Tensor] = {}  # flat, by name, on `device`; set where a plugin needs it
+        self.pretrained: dict[str, Tensor] = {}  # this rank's part, by name; where a plugin needs it
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         """Take the model (fp32, CPU) and build its optimiser."""
+        self.set_up(model)
+        self.optimizer = build_optimizer(model)
+
+    def set_up(self, model: torch.nn.Module) -> None:
+        """Put the model on its device, with checkpointing and autocast as asked for."""
         model.to(self.device)
         if self.checkpointing:
             if not getattr(model, "supports_gradient_checkpointing", False):
@@ -110,11 +125,10 @@ class Single:
             param.data = param.data.contiguous()  # shards are views
         self.model = model
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = build_optimizer(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate this micro-batch's gradients."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Accumulate this micro-batch's gradients; `last` of this rank's in the step."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def finish_gradients(self) -> None:
@@ -137,7 +151,7 @@ class Single:
                 offset=start,
                 value=param.detach().view(-1)[start:stop],
                 grad=None if param.grad is None else param.grad.view(-1)[start:stop],
-                pretrained=self.pretrained[name][start:stop] if name in self.pretrained else None,
+                pretrained=self.pretrained.get(name),
             )
             for name, param in self.params.items()
             for start, stop in (self._own(param.numel()),)
@@ -167,11 +181,15 @@ class Single:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.check_scale()
+        return self.scaler.get_scale() >= before
+
+    def check_scale(self) -> None:
+        """Refuse to go on where no loss scale is low enough for fp16."""
         if self.scaler.get_scale() < 1:
             raise TrainingError(
                 "fp16 gradients overflow at every loss scale; use train.precision=bf16 or fp32"
             )
-        return self.scaler.get_scale() >= before
 
     def all_sum(self, values: Sequence[float]) -> list[float]:
         """Sum each number over ranks."""
@@ -221,6 +239,19 @@ class Single:
         if saved.state.get("scaler"):
             self.scaler.load_state_dict(saved.state["scaler"])
 
+    def keep_pretrained(self, values: Mapping[str, Tensor]) -> None:
+        """Keep, for `Shard.pretrained`, this rank's part of the flat values that weights were loaded with."""
+        for shard in self.shards():
+            if shard.name in values:
+                part = values[shard.name][shard.offset : shard.offset + shard.value.numel()]
+                self.pretrained[shard.name] = part.to(shard.value.device, copy=True)
+
+    def export(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write weights and config as `save_pretrained` does."""
+        if self.rank == 0:
+            save: Any = model
+            save.save_pretrained(folder)
+
     def close(self) -> None:
         """Give back what the strategy holds."""
 
@@ -236,9 +267,10 @@ class DDP(Single):
         self.rank, self.world_size, self.local_rank = rank_environment()
         self.device = _device(getattr(cfg.trainer, "device", None), self.local_rank)
         self.distributed = self.world_size > 1
-        if self.distributed:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
+        self.owns_group = self.distributed and not dist.is_initialized()
+        if self.distributed and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.owns_group:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
 
@@ -297,7 +329,7 @@ class DDP(Single):
         return values[0]
 
     def close(self) -> None:
-        if self.distributed and dist.is_initialized():
+        if self.owns_group and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -62,6 +62,9 @@ def plan(arguments: Sequence[str]) -> int:
         description="Show what a run would do: plugins in call order, batch arithmetic.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GB", help="of one device: names the fastest trainer that fits it"
+    )
     parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
     options = parser.parse_args(arguments)
     from ftcore.compose import compose
@@ -74,7 +77,7 @@ def plan(arguments: Sequence[str]) -> int:
     trainer = cfg.trainer if isinstance(cfg.trainer, dict) else vars(cfg.trainer)
     ranks = local_ranks(trainer["strategy"], trainer.get("devices"))
     micro = cfg.micro_batch_size(ranks)
-    described = _describe(hooks)
+    described, memory = _describe(hooks, ranks, options.gpu_memory)
     report = {
         "plugins": [
             {
@@ -97,13 +100,19 @@ def plan(arguments: Sequence[str]) -> int:
             "ranks": ranks,
             "accumulation": -(-cfg.train.batch_size // (micro * ranks)),
         },
+        **({"memory": memory} if memory else {}),
     }
     print(json.dumps(report, indent=2) if options.json else _plan_text(report))
     return 0
 
 
-def _describe(hooks: Hooks) -> dict[str, dict[str, Any]]:
-    """What each plugin would do to the model, where it says so: asked of an outline without weights."""
+def _describe(
+    hooks: Hooks, ranks: int, gpu_memory: float | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """What each plugin would do to the model, and the memory that it takes, where plugins say so.
+
+    They are asked of an outline without weights.
+    """
     able = [p for p in hooks.plugins if hasattr(p.instance, "describe")]
     if able:
         import torch
@@ -111,8 +120,18 @@ def _describe(hooks: Hooks) -> dict[str, dict[str, Any]]:
         tokenizer = hooks.load_tokenizer()
         labels = ["one", "other"] if hooks.cfg.task.name == "classify" else []
         with torch.device("meta"):
-            hooks.load_model(tokenizer, labels)
-    return {p.name: p.instance.describe() for p in able}
+            model, _ = hooks.load_model(tokenizer, labels)
+    described = {p.name: p.instance.describe() for p in able}
+    estimator = next((p.instance for p in able if hasattr(p.instance, "memory")), None)
+    if estimator is None and gpu_memory:
+        raise UserError("--gpu-memory needs a trainer that knows what it takes: trainer=deepspeed")
+    if estimator is None:
+        return described, None
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    kept = sum(d.get("kept_parameters", 0) for d in described.values())
+    return described, estimator.memory(
+        sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), kept, ranks, gpu_memory
+    )
 
 
 def _plan_text(report: dict[str, Any]) -> str:
@@ -134,6 +153,7 @@ def _plan_text(report: dict[str, Any]) -> str:
         f"batch: {batch['rows_per_step']} rows = {batch['micro_batch_size']} micro"
         f" x {batch['accumulation']} accumulation x {batch['ranks']} rank(s)"
     )
+    lines += report.get("memory", {}).get("text", [])
     return "\n".join(lines)
 
 
@@ -141,9 +161,17 @@ def resume(arguments: Sequence[str]) -> int:
     """Go on with an unfinished run from its newest valid checkpoint."""
     parser = Parser(prog="ftcore resume", description="Go on with an unfinished run.")
     parser.add_argument("run_dir", type=Path, help="its directory (runs/latest is the newest)")
+    parser.add_argument("trainer", nargs="*", help="on other devices: trainer=ddp trainer.devices=2")
     options = parser.parse_args(arguments)
     from ftcore.run import read_config, run
 
     directory = options.run_dir.resolve()
-    run(read_config(directory), directory)
+    cfg = read_config(directory)
+    if other := [o for o in options.trainer if not o.startswith(("trainer=", "trainer."))]:
+        raise UserError(f"resume takes another trainer and nothing else, got '{other[0]}'")
+    if options.trainer:
+        from ftcore.compose import compose
+
+        cfg.trainer = compose(options.trainer).trainer
+    run(cfg, directory)
     return 0

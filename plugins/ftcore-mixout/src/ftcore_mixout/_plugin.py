@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ftcore import Batch, Shard, State, Step, UserError, hookimpl, plugin
+from ftcore.plugins import Meta
+from ftcore.strategies import base_model
 from ftcore_mixout import _select
 from ftcore_mixout._mask import mask_key
 from ftcore_mixout._mix import decay_
-from ftcore_mixout._weights import MixedWeight
+from ftcore_mixout._weights import SplitWeights, WholeWeights, slices
 
 __all__ = ["Mixout"]
 
@@ -53,10 +55,14 @@ class Mixout:
             raise ValueError("decay pulls to the pretrained weights; with target=zero use optim.weight_decay")
         if self.control and self.decay:
             raise ValueError("control is the run without mixout at a lower rate; it takes no decay")
+        if self.mask_scope == "micro_batch" and self.p:
+            # Ranks are at different micro-batches at a time, so that no two could share a mixture.
+            self.__ftcore__ = Meta(needs=("full_rank_weights", "whole_weights"))
         self._original: dict[str, Tensor] = {}  # every candidate as it was loaded, until the choice is made
         self._axes: dict[str, int] = {}  # of the weights that are mixed: the axis of their input features
         self._targets: dict[str, Tensor] = {}
-        self._weights: dict[str, MixedWeight] = {}
+        self._slices: dict[str, Tensor] = {}  # of the targets, as this rank's shards are of the weights
+        self._weights: WholeWeights | None = None
         self._settings: list[tuple[Any, str, float]] = []
         self._manifest: dict[str, Any] = {}
         self._target_hash = ""
@@ -88,6 +94,8 @@ class Mixout:
         if self.p and not self.control:
             off, self._settings = _select.turn_off_dropout(model, self._axes)
         self._manifest = _select.describe(model, self._axes, off)
+        copies = bool(self._targets) + bool(self.p)  # the target, and the mixture
+        self._manifest["kept_parameters"] = 0 if self.control else copies * self._manifest["mixed_parameters"]
 
     def describe(self) -> dict[str, Any]:
         """What is mixed, and which dropout is off, for run.json and `ftcore plan`."""
@@ -102,21 +110,21 @@ class Mixout:
 
     @hookimpl
     def on_train_start(self, state: State) -> None:
-        params = dict(state.model.named_parameters())
+        params = dict(base_model(state.model).named_parameters())
         if lost := [name for name in self._axes if name not in params]:
             raise UserError(f"mixout: another plugin took away {lost[0]}, which is to be mixed")
-        self._targets = {name: target.to(state.device) for name, target in self._targets.items()}
-        column = self.granularity == "column"
-        self._weights = {
-            name: MixedWeight(
-                params[name], self._targets.get(name), features=axis if column else None, p=self.p
-            )
-            for name, axis in self._axes.items()
-            if self.p
-        }
+        features = {name: axis if self.granularity == "column" else None for name, axis in self._axes.items()}
+        mixed = {name: params[name] for name in self._axes if self.p}
+        if state.lend is None:
+            self._targets = {name: target.to(state.device) for name, target in self._targets.items()}
+            self._slices = slices(state.shards(), self._targets, copy=False)
+            self._weights = WholeWeights(mixed, self._targets, features, self.p)
+        else:
+            self.state_dict()  # the hash, while the target is whole
+            self._targets = self._slices = slices(state.shards(), self._targets, copy=True)
+            self._weights = SplitWeights(mixed, self._slices, features, self.p, state.shards, state.lend)
         if self.mask_scope == "micro_batch":
-            for weight in self._weights.values():
-                weight.scale_each_gradient()
+            self._weights.scale_each_gradient()
 
     @hookimpl(tryfirst=True)
     def on_step_start(self, step: Step) -> None:
@@ -130,22 +138,21 @@ class Mixout:
         return (yield)
 
     def _mix(self, step: Step, micro_batch: int) -> None:
-        for name, weight in self._weights.items():
-            weight.mix(mask_key(step.seed, step.index, micro_batch, name))
+        assert self._weights is not None
+        self._weights.mix(lambda name: mask_key(step.seed, step.index, micro_batch, name))
 
     @hookimpl
     def on_backward_end(self) -> None:
-        for weight in self._weights.values():
-            if self.mask_scope == "step":
-                weight.scale_gradient()
-            weight.restore()
+        assert self._weights is not None
+        if self.mask_scope == "step":
+            self._weights.scale_gradients()
+        self._weights.restore()
 
     @hookimpl
     def on_gradients(self, shards: list[Shard], lr: float) -> None:
         for shard in shards:
-            if (target := self._targets.get(shard.name)) is not None:
-                stop = shard.offset + shard.value.numel()
-                decay_(shard.value, target.view(-1)[shard.offset : stop], lr * self.decay)
+            if (target := self._slices.get(shard.name)) is not None:
+                decay_(shard.value, target, lr * self.decay)
 
     @hookimpl
     def on_export(self) -> None:
