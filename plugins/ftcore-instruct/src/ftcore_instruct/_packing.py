@@ -1,0 +1,139 @@
+"""Packing: which rows share a forward pass, and many rows as one flat row. Knows no model and no loss.
+
+Rows are laid end to end with no padding between them. What keeps them apart is their lengths, which go
+to the attention (`_attention`), and positions that start anew with each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ftcore import Batch, UserError
+
+__all__ = ["PackSampler", "best_fit_decreasing", "flatten"]
+
+Ints = npt.NDArray[np.int64]
+IGNORED = -100
+
+
+def best_fit_decreasing(lengths: Ints, capacity: int) -> list[Ints]:
+    """Distribute rows over packs of at most `capacity` tokens, few of them.
+
+    Best fit decreasing (Johnson, 1973): the longest row first, each into the fullest pack that has
+    room. Packs are found by their remaining space, whose values in use are the bits of an integer, so
+    that a row costs a few integer operations.
+
+    Args:
+        lengths: tokens of each row, [rows], all in 1..capacity.
+
+    Returns:
+        The indices of the rows in each pack, int64. Every row is in exactly one.
+
+    Raises:
+        ValueError: a row that is empty or longer than a pack.
+    """
+    if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= capacity:
+        raise ValueError(f"lengths must be in 1..{capacity}, got {lengths.min()} to {lengths.max()}")
+    order = np.argsort(-lengths, kind="stable")
+    by_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # packs, by tokens left
+    bit = [1 << space for space in range(capacity + 1)]
+    in_use, count = 0, 0
+    pack_of: list[int] = []
+    for length in lengths[order].tolist():
+        if fits := in_use >> length:
+            space = length + (fits & -fits).bit_length() - 1
+            packs = by_space[space]
+            pack = packs.pop()
+            if not packs:
+                in_use ^= bit[space]
+        else:
+            pack, space, count = count, capacity, count + 1
+        pack_of.append(pack)
+        if space := space - length:
+            by_space[space].append(pack)
+            in_use |= bit[space]
+    packed = np.asarray(pack_of, np.int64)
+    rows = order[np.argsort(packed, kind="stable")]
+    ends = np.cumsum(np.bincount(packed, minlength=count)) if count else []
+    return [rows[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if count else []
+
+
+class PackSampler:
+    """Steps of `batch_size` packs. Each row of an epoch is in one pack of it, none is left out.
+
+    An epoch's rows may differ from one epoch to the next (mixtures), and so may the number of its packs. The
+    number of steps is that of epoch 0; each epoch's packs are spread evenly over them.
+
+    Args:
+        order: the rows of an epoch, int64, in the order drawn. Which rows meet in a pack changes with it.
+        lengths: tokens of every row of the data set, the longer side where there are two.
+        capacity: tokens of a pack.
+        batch_size: packs per optimiser step, over all ranks.
+    """
+
+    def __init__(
+        self, order: Callable[[int], Ints], lengths: Ints, capacity: int, batch_size: int, seed: int
+    ) -> None:
+        self.order = order
+        self.lengths = lengths
+        self.capacity = capacity
+        self.seed = seed
+        packs = self._packs(0)
+        self.steps_per_epoch = -(-len(packs) // batch_size)
+        self._epoch = (0, packs)
+
+    def __call__(self, epoch: int, step: int) -> list[Ints]:
+        """The packs of a step, each the data-set rows of one."""
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._packs(epoch))
+        packs = self._epoch[1]
+        start, end = (len(packs) * s // self.steps_per_epoch for s in (step, step + 1))
+        return packs[start:end]
+
+    def _packs(self, epoch: int) -> list[Ints]:
+        rows = self.order(epoch)
+        packs = best_fit_decreasing(self.lengths[rows], self.capacity)
+        # Best fit makes full packs first and of the longest rows: shuffled, steps are alike.
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(packs))
+        return [rows[packs[i]] for i in shuffled]
+
+
+def flatten(examples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Rows laid end to end, as one row without padding.
+
+    The batch holds `input_ids`, `labels` (and `weights`, where rows have them) as [1, tokens]. A decoder's
+    rows (labels as long as the input) get `position_ids` that start anew with each, and no label at the first
+    token, which nothing of its own row predicts. `columns["length"]` has the tokens of each row,
+    `columns["target_length"]` those of its labels; other columns are lists, one entry a row.
+    """
+    lengths = [len(e["input_ids"]) for e in examples]
+    targets = [len(e["labels"]) for e in examples]
+    columns: dict[str, list[Any]] = {"length": lengths, "target_length": targets}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, first in examples[0].items():
+        values = [e[name] for e in examples]
+        if name in ("input_ids", "labels", "weights"):
+            dtype = np.float32 if name == "weights" else np.int64
+            tensors[name] = torch.from_numpy(np.concatenate(values).astype(dtype))[None]
+        elif name != "row":
+            columns[name] = [v.tolist() if isinstance(first, np.ndarray) else v for v in values]
+    if lengths == targets:
+        starts = np.cumsum([0, *lengths[:-1]])
+        tensors["labels"][0, starts] = IGNORED
+        positions = np.arange(sum(lengths)) - np.repeat(starts, lengths)
+        tensors["position_ids"] = torch.from_numpy(positions)[None]
+    return Batch(tensors, columns=columns)
+
+
+def check_lengths(lengths: Ints, capacity: int) -> None:
+    """Refuse rows that no pack can hold."""
+    if int(lengths.max()) > capacity:
+        raise UserError(
+            f"row {int(lengths.argmax())} has {int(lengths.max())} tokens, a pack holds data.max_length={capacity};"
+            " raise it"
+        )
