@@ -163,8 +163,12 @@ class Sampler(Protocol):
 
     steps_per_epoch: int
 
-    def __call__(self, epoch: int, step: int) -> np.ndarray:
-        """Data-set rows (int64) of step `step` (within the epoch) of epoch `epoch`."""
+    def __call__(self, epoch: int, step: int) -> np.ndarray | Sequence[np.ndarray]:
+        """Data-set rows (int64) of step `step` (within the epoch) of epoch `epoch`.
+
+        Where it answers a list of such arrays, each is a pack: its rows stay in one micro-batch, and
+        `train.batch_size` and `train.micro_batch_size` count packs.
+        """
         ...
 
 
