@@ -47,16 +47,15 @@ class Rows:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = {"row": index}
-        for name, kind in self.columns.items():
-            data = self._data[name]
-            if kind in LISTS:
-                offsets = self._offsets[name]
-                part = data[offsets[index] : offsets[index + 1]]
-                row[name] = part.tobytes().decode() if kind == "text" else part
-            else:
-                row[name] = data[index].item()
-        return row
+        return {"row": index, **{name: self._value(name, index) for name in self.columns}}
+
+    def _value(self, name: str, index: int) -> Any:
+        kind, data = self.columns[name], self._data[name]
+        if kind not in LISTS:
+            return data[index].item()
+        offsets = self._offsets[name]
+        part = data[offsets[index] : offsets[index + 1]]
+        return part.tobytes().decode() if kind == "text" else part
 
     @property
     def lengths(self) -> Array:
@@ -65,7 +64,10 @@ class Rows:
 
     def column(self, name: str) -> list[Any]:
         """One whole column, as plain Python values."""
-        return [self[i][name] for i in range(len(self))]
+        if self.columns[name] not in LISTS:
+            numbers: list[Any] = self._data[name].tolist()
+            return numbers
+        return [self._value(name, i) for i in range(len(self))]
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], directory: Path) -> int:
