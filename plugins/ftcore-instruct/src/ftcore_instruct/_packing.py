@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ftcore import Batch, UserError
+from ftcore import Batch
 
 __all__ = ["PackSampler", "best_fit_decreasing", "flatten"]
 
@@ -103,13 +103,16 @@ class PackSampler:
         return [rows[packs[i]] for i in shuffled]
 
 
-def flatten(examples: Sequence[Mapping[str, Any]]) -> Batch:
+def flatten(examples: Sequence[Mapping[str, Any]], decoder: bool) -> Batch:
     """Rows laid end to end, as one row without padding.
 
-    The batch holds `input_ids`, `labels` (and `weights`, where rows have them) as [1, tokens]. A decoder's
-    rows (labels as long as the input) get `position_ids` that start anew with each, and no label at the first
-    token, which nothing of its own row predicts. `columns["length"]` has the tokens of each row,
-    `columns["target_length"]` those of its labels; other columns are lists, one entry a row.
+    The batch holds `input_ids`, `labels` (and `weights`, where rows have them) as [1, tokens].
+    `columns["length"]` has the tokens of each row, `columns["target_length"]` those of its labels; other columns
+    are lists, one entry a row.
+
+    Args:
+        decoder: labels are aligned with the input, of a decoder-only model. Then there are `position_ids`
+            that start anew with each row, and no row's first token is a label, as nothing in it predicts it.
     """
     lengths = [len(e["input_ids"]) for e in examples]
     targets = [len(e["labels"]) for e in examples]
@@ -122,18 +125,9 @@ def flatten(examples: Sequence[Mapping[str, Any]]) -> Batch:
             tensors[name] = torch.from_numpy(np.concatenate(values).astype(dtype))[None]
         elif name != "row":
             columns[name] = [v.tolist() if isinstance(first, np.ndarray) else v for v in values]
-    if lengths == targets:
+    if decoder:
         starts = np.cumsum([0, *lengths[:-1]])
         tensors["labels"][0, starts] = IGNORED
         positions = np.arange(sum(lengths)) - np.repeat(starts, lengths)
         tensors["position_ids"] = torch.from_numpy(positions)[None]
     return Batch(tensors, columns=columns)
-
-
-def check_lengths(lengths: Ints, capacity: int) -> None:
-    """Refuse rows that no pack can hold."""
-    if int(lengths.max()) > capacity:
-        raise UserError(
-            f"row {int(lengths.argmax())} has {int(lengths.max())} tokens, a pack holds data.max_length={capacity};"
-            " raise it"
-        )
