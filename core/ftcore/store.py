@@ -60,7 +60,11 @@ class Rows:
     @property
     def lengths(self) -> Array:
         """Tokens of each row: the length of `input_ids`, int64."""
-        return np.diff(self._offsets["input_ids"])
+        return self.sizes("input_ids")
+
+    def sizes(self, name: str) -> Array:
+        """Entries of a list column in each row, int64."""
+        return np.diff(self._offsets[name])
 
     def column(self, name: str) -> list[Any]:
         """One whole column, as plain Python values."""
