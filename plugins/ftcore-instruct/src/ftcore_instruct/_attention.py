@@ -44,7 +44,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Segments:
-    """The rows of a pack: `source` of a decoder-only model or an encoder, `target` of a decoder beside one."""
+    """The rows of a pack: `source` of a decoder alone or an encoder, `target` of a decoder beside one."""
 
     source: Lengths
     target: Lengths | None = None
@@ -113,9 +113,9 @@ def segment_attention(
             scale=scaling,
         )
         for q, k, v in zip(
-            query.split(queries.sizes, dim=2),
-            key.split(keys.sizes, dim=2),
-            value.split(keys.sizes, dim=2),
+            torch.split(query, list(queries.sizes), dim=2),
+            torch.split(key, list(keys.sizes), dim=2),
+            torch.split(value, list(keys.sizes), dim=2),
             strict=True,
         )
     ]
@@ -156,8 +156,11 @@ def _flash(
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if window is None else window - 1
-    out: Tensor = varlen_attn(
-        *(x[0].transpose(0, 1) for x in (query, key, value)),
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    out = varlen_attn(
+        q,
+        k,
+        v,
         queries.bounds,
         keys.bounds,
         queries.longest,
@@ -166,6 +169,7 @@ def _flash(
         window_size=(left, 0) if causal else (-1, -1),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    assert isinstance(out, Tensor)
     return out
 
 

@@ -60,7 +60,7 @@ def token_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
 
 
 def has_plain_head(model: Any) -> bool:
-    """Whether logits are `hidden @ weight.T` and no more, so that `chunked_sum` gives the model's own loss."""
+    """Whether logits are `hidden @ weight.T` and no more, so that `chunked_sum` is the model's own loss."""
     head = model.get_output_embeddings()
     is_linear = type(head) is torch.nn.Linear and head.bias is None and head.weight.ndim == 2
     return bool(

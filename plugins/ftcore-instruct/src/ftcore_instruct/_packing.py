@@ -1,4 +1,4 @@
-"""Packing: which rows share a forward pass, and many rows as one flat row. Knows no model and no loss.
+"""Packing: which rows share a forward pass, and rows as one batch, flat or padded. Knows no model.
 
 Rows are laid end to end with no padding between them. What keeps them apart is their lengths, which go
 to the attention (`_attention`), and positions that start anew with each row.
@@ -14,11 +14,14 @@ import numpy.typing as npt
 import torch
 
 from ftcore import Batch
+from ftcore.collate import pad
+from ftcore_instruct._loss import kept_positions
 
-__all__ = ["PackSampler", "best_fit_decreasing", "flatten"]
+__all__ = ["PackSampler", "best_fit_decreasing", "flatten", "padded"]
 
 Ints = npt.NDArray[np.int64]
 IGNORED = -100
+TOKENS = ("input_ids", "labels", "weights")
 
 
 def best_fit_decreasing(lengths: Ints, capacity: int) -> list[Ints]:
@@ -59,8 +62,8 @@ def best_fit_decreasing(lengths: Ints, capacity: int) -> list[Ints]:
             in_use |= bit[space]
     packed = np.asarray(pack_of, np.int64)
     rows = order[np.argsort(packed, kind="stable")]
-    ends = np.cumsum(np.bincount(packed, minlength=count)) if count else []
-    return [rows[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if count else []
+    ends = np.cumsum(np.bincount(packed, minlength=count)).tolist()
+    return [rows[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=False)]
 
 
 class PackSampler:
@@ -107,27 +110,42 @@ def flatten(examples: Sequence[Mapping[str, Any]], decoder: bool) -> Batch:
     """Rows laid end to end, as one row without padding.
 
     The batch holds `input_ids`, `labels` (and `weights`, where rows have them) as [1, tokens].
-    `columns["length"]` has the tokens of each row, `columns["target_length"]` those of its labels; other columns
-    are lists, one entry a row.
+    `columns["length"]` has the tokens of each row, `columns["target_length"]` those of its labels;
+    other columns are lists, one entry a row.
 
     Args:
         decoder: labels are aligned with the input, of a decoder-only model. Then there are `position_ids`
-            that start anew with each row, and no row's first token is a label, as nothing in it predicts it.
+            that start anew with each row, no row's first token is a label, as nothing in it predicts it, and
+            `kept` has the positions whose next token is trained.
     """
     lengths = [len(e["input_ids"]) for e in examples]
     targets = [len(e["labels"]) for e in examples]
-    columns: dict[str, list[Any]] = {"length": lengths, "target_length": targets}
     tensors: dict[str, torch.Tensor] = {}
-    for name, first in examples[0].items():
-        values = [e[name] for e in examples]
-        if name in ("input_ids", "labels", "weights"):
-            dtype = np.float32 if name == "weights" else np.int64
-            tensors[name] = torch.from_numpy(np.concatenate(values).astype(dtype))[None]
-        elif name != "row":
-            columns[name] = [v.tolist() if isinstance(first, np.ndarray) else v for v in values]
+    for name in (n for n in TOKENS if n in examples[0]):
+        dtype = np.float32 if name == "weights" else np.int64
+        tensors[name] = torch.from_numpy(np.concatenate([e[name] for e in examples]).astype(dtype))[None]
     if decoder:
         starts = np.cumsum([0, *lengths[:-1]])
         tensors["labels"][0, starts] = IGNORED
-        positions = np.arange(sum(lengths)) - np.repeat(starts, lengths)
-        tensors["position_ids"] = torch.from_numpy(positions)[None]
-    return Batch(tensors, columns=columns)
+        tensors["position_ids"] = torch.from_numpy(np.arange(sum(lengths)) - np.repeat(starts, lengths))[None]
+        tensors["kept"] = kept_positions(tensors["labels"])
+    return Batch(tensors, columns={**_columns(examples), "length": lengths, "target_length": targets})
+
+
+def padded(examples: Sequence[Mapping[str, Any]], decoder: bool, pad_token_id: int, side: str) -> Batch:
+    """Rows padded to the longest: `input_ids`, `attention_mask`, `labels` (and `weights`)."""
+    only = [{name: e[name] for name in TOKENS if name in e} for e in examples]
+    batch = pad(only, pad_token_id, side)
+    if decoder:
+        batch["kept"] = kept_positions(batch["labels"])
+    batch.columns.update(_columns(examples))
+    return batch
+
+
+def _columns(examples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What is no token, one entry a row."""
+    names = [name for name in examples[0] if name not in (*TOKENS, "row")]
+    return {
+        name: [e[name].tolist() if isinstance(e[name], np.ndarray) else e[name] for e in examples]
+        for name in names
+    }
