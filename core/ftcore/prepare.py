@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ftcore import __version__, data
 from ftcore.config import Config, FilesData
 from ftcore.contract import Dropped
@@ -84,7 +86,7 @@ class Audit:
 
 
 def _trained(labels: Sequence[int]) -> int:
-    return sum(label != -100 for label in labels)
+    return int(np.count_nonzero(np.asarray(labels) != -100))
 
 
 @dataclass(kw_only=True)
