@@ -33,7 +33,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 @dataclass
 class ModelConfig:
-    """`path` is a directory, a hub id, or `ftcore:NAME` for a model that comes with ftcore."""
+    """`path` is a directory, a GGUF file, a hub id, or `ftcore:NAME` for a model that ftcore knows."""
 
     path: str = ""
     revision: str | None = None
