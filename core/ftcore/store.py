@@ -141,6 +141,8 @@ def _encode(value: Any, kind: str, where: str) -> Array:
     if kind == "text":
         return np.frombuffer(value.encode(), dtype=np.uint8)
     data, dtype = np.atleast_1d(np.asarray(value)), np.dtype(DTYPES[kind])
+    if data.dtype == dtype:
+        return data
     if dtype.kind == "i" and data.size and not _in_range(data, np.iinfo(dtype)):
         raise UserError(f"{where} must be in the range of {dtype.name}, got {data.min()} to {data.max()}")
     return data.astype(dtype)

@@ -35,7 +35,7 @@ from ftcore_instruct._templates import Templates
 
 __all__ = ["Splits", "load"]
 
-ROWS_PER_PACK = 32  # at most, as a guess of how often packing repeats an epoch
+SAMPLE = 256  # rows whose tokens are counted, to tell how many fit in a pack
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class Splits:
     overlap: dict[str, Any]
 
 
-def load(cfg: Config, options: Mapping[str, Any]) -> Splits:
+def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
     """Open what the config names; see the README for the options.
 
     Raises:
@@ -74,12 +74,7 @@ def load(cfg: Config, options: Mapping[str, Any]) -> Splits:
     if not sources:
         raise UserError("nothing is left to train on: every row is held out, or overlaps what is evaluated")
     templates = Templates(options["templates"])
-    counts = quotas(
-        [len(s.kept) for s in sources],
-        [s.settings.weight for s in sources],
-        [s.settings.cap for s in sources],
-    )
-    epochs = _epochs(cfg, sum(counts), options["pack"])
+    counts, epochs = _epochs(sources, cfg, columns, tokenizer if options["pack"] else None)
     train = Items(
         sources,
         templates,
@@ -95,12 +90,44 @@ def load(cfg: Config, options: Mapping[str, Any]) -> Splits:
     return Splits(items=items, quotas=counts, overlap=report)
 
 
-def _epochs(cfg: Config, rows: int, pack: bool) -> int:
-    """How often training will go through the mixture, at most."""
+def _epochs(
+    sources: Sequence[Source], cfg: Config, columns: tuple[str, str], packed_by: Any
+) -> tuple[list[int], int]:
+    """Rows of each source in an epoch, and epochs at most.
+
+    An epoch is Σ min(rows, cap) rows, or as many as `train.steps` can take where that is less: what is
+    never trained on is not formatted. `packed_by` is the tokenizer where rows are packed.
+    """
+    sizes = [len(s.kept) for s in sources]
+    shares = [s.settings.weight for s in sources], [s.settings.cap for s in sources]
+    counts = quotas(sizes, *shares)
     if cfg.train.steps is None:
-        return math.ceil(cfg.train.epochs)
-    taken = cfg.train.steps * cfg.train.batch_size * (ROWS_PER_PACK if pack else 1)
-    return max(1, math.ceil(taken / rows))
+        return counts, math.ceil(cfg.train.epochs)
+    taken = cfg.train.steps * cfg.train.batch_size
+    if packed_by is not None:
+        taken *= _rows_per_pack(sources, counts, cfg, columns, packed_by)
+    counts = quotas(sizes, *shares, total=min(sum(counts), taken))
+    return counts, max(1, math.ceil(taken / sum(counts)))
+
+
+def _rows_per_pack(
+    sources: Sequence[Source], counts: Sequence[int], cfg: Config, columns: tuple[str, str], tokenizer: Any
+) -> int:
+    """Rows that a pack holds at most, by a sample: texts alone, without templates, are shorter than rows."""
+    rng = np.random.default_rng(derive(cfg.data.split_seed, "sample"))
+    texts = []
+    for i in rng.choice(len(sources), SAMPLE, p=np.asarray(counts) / sum(counts)):
+        one = sources[i]
+        row = one.rows[int(rng.choice(one.kept))]
+        try:
+            texts.append(" ".join(_overlap.texts(_formats.read(row, one.form, *columns, one.name))))
+        except BadRow:
+            continue
+    for one in sources:
+        one.close()
+    tokens = sum(map(len, tokenizer(texts, verbose=False)["input_ids"])) if texts else 0
+    length: int = cfg.data.max_length
+    return max(1, math.ceil(length * len(texts) / max(1, tokens)))
 
 
 def _train(

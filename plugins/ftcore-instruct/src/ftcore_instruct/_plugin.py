@@ -77,7 +77,7 @@ class Instruct:
             raise ValueError("shots and eval_shots must be at least 0")
         if not 0 <= self.overlap_share < 1:
             raise ValueError(f"overlap_share must be in [0, 1), got {self.overlap_share}")
-        self._has_template = False
+        self._has_template, self._tokenizer = False, None
         self._splits: _data.Splits | None = None
         self._encoder: Encoder | None = None
         self._table: list[dict[str, Any]] = []
@@ -99,11 +99,12 @@ class Instruct:
         self._has_template = tokenizer.chat_template is not None
         if not self._has_template:
             tokenizer.chat_template = PLAIN
+        self._tokenizer = tokenizer
         return tokenizer
 
     @hookimpl
     def load_data(self, cfg: Config) -> dict[str, Any]:
-        self._splits = _data.load(cfg, vars(self))
+        self._splits = _data.load(cfg, vars(self), self._tokenizer)
         return dict(self._splits.items)
 
     @hookimpl

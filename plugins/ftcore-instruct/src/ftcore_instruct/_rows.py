@@ -177,24 +177,19 @@ class Encoder:
 
     def _turn_rows(self, item: Mapping[str, Any], chat: Chat, spans: Sequence[Span]) -> Any:
         """For an encoder-decoder: each answer, after what precedes it."""
+        messages = [chat.messages[turn] for turn, _, _ in spans]
+        if not all(m["content"].strip() for m in messages):
+            return Dropped("a tool call as an answer, which an encoder-decoder can't learn", item["where"])
         try:
             prompts = [self.renderer.prompt(chat, turn) for turn, _, _ in spans]
         except BadRow as reason:
             return Dropped(str(reason), item["where"])
-        rows = []
-        for prompt, (turn, _, _) in zip(prompts, spans, strict=True):
-            message = chat.messages[turn]
-            if not message["content"].strip():
-                return Dropped(
-                    "an answer that is a tool call, which an encoder-decoder has no template for",
-                    item["where"],
-                )
-            row = self._pair(prompt, message["content"].strip())
-            if row is None:
-                return Dropped(LOST, item["where"])
+        rows = [r for r in self._pairs(prompts, [m["content"].strip() for m in messages]) if r is not None]
+        if len(rows) < len(messages):
+            return Dropped(LOST, item["where"])
+        for row, message in zip(rows, messages, strict=True):
             if self.train_on == "weights":
                 row["weights"] = np.full(len(row["labels"]), message.get("weight", 1), np.float32)
-            rows.append(row)
         return rows
 
     # Tasks: a prompt and its answer.
@@ -207,8 +202,8 @@ class Encoder:
         """Prompts and answers as plain text: their tokens one after the other, and the end token."""
         prompts = [_joined(item["shots"], item["separator"], item["prompt"]) for _, item in texts]
         if self.seq2seq:
-            for (i, item), prompt in zip(texts, prompts, strict=True):
-                row = self._pair(prompt, item["answer"], item)
+            pairs = self._pairs(prompts, [item["answer"] for _, item in texts], [item for _, item in texts])
+            for (i, item), row in zip(texts, pairs, strict=True):
                 yield i, [row] if row is not None else Dropped(LOST, item["where"])
             return
         eos = self.tokenizer.eos_token_id
@@ -220,48 +215,57 @@ class Encoder:
             [item["answer"] for _, item in texts], add_special_tokens=False
         )
         for (i, item), prompt, answer in zip(texts, before, after, strict=True):
-            row = self._text_row(_open_ended(prompt.ids, eos), [*answer.ids, eos], item)
+            row = self._text_row(_open_ended(prompt.ids, eos), [*answer.ids, eos], item, eos)
             yield i, [row] if row is not None else Dropped(LOST, item["where"])
 
-    def _text_row(self, prompt: list[int], answer: list[int], item: Mapping[str, Any]) -> Row | None:
-        shots, cut = list(item["shots"]), 0
-        while len(prompt) + len(answer) > self.max_length and shots:
-            shots = shots[1:]
-            text = _joined(shots, item["separator"], item["prompt"])
-            prompt = _open_ended(self.backend.encode(text, add_special_tokens=True).ids, answer[-1])
-        room = self.max_length - len(answer)
+    def _text_row(
+        self, prompt: list[int], answer: list[int], item: Mapping[str, Any], eos: int
+    ) -> Row | None:
+        room, shots = self.max_length - len(answer), list(item["shots"])
         if room < 1:
             return None
-        if len(prompt) > room:
-            cut = len(prompt) - room
+        while len(prompt) > room and shots:
+            shots = _fewer(shots, len(prompt) - room, item, len(prompt))
+            text = _joined(shots, item["separator"], item["prompt"])
+            prompt = _open_ended(self.backend.encode(text, add_special_tokens=True).ids, eos)
+        cut = max(0, len(prompt) - room)
+        if cut:
             head = int(prompt[0] == self.tokenizer.bos_token_id)  # the start token stays first
-            prompt = prompt[:head] + prompt[len(prompt) - room + head :]
-        labels = [IGNORED] * len(prompt) + answer
-        labels[0] = IGNORED
-        return {
-            "input_ids": np.array(prompt + answer, np.int32),
-            "labels": np.array(labels, np.int32),
-            "truncated": cut,
-        }
+            prompt = prompt[:head] + prompt[cut + head :]
+        ids = np.array(prompt + answer, np.int32)
+        labels = ids.copy()
+        labels[: max(1, len(prompt))] = IGNORED
+        return {"input_ids": ids, "labels": labels, "truncated": cut}
 
-    def _pair(self, prompt: str, answer: str, item: Mapping[str, Any] | None = None) -> Row | None:
-        """A row of an encoder-decoder: the prompt's tokens, and the answer's as labels."""
-        # A task's text that spells a control token is text; a chat's prompt has the template's own.
-        options = {"verbose": False, "split_special_tokens": item is not None}
-        ids = self.tokenizer(prompt, **options)["input_ids"]
-        shots = list(item["shots"]) if item else []
-        while len(ids) > self.max_length and item and shots:
-            shots = shots[1:]
-            ids = self.tokenizer(_joined(shots, item["separator"], item["prompt"]), **options)["input_ids"]
-        labels = self.tokenizer(text_target=answer, verbose=False, split_special_tokens=True)["input_ids"]
-        if len(labels) > self.max_length:
-            return None
-        cut = max(0, len(ids) - self.max_length)
-        return {
-            "input_ids": np.array(ids[cut:], np.int32),
-            "labels": np.array(labels, np.int32),
-            "truncated": cut,
-        }
+    def _pairs(
+        self, prompts: Sequence[str], answers: Sequence[str], items: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Row | None]:
+        """Rows of an encoder-decoder: each prompt's tokens, the answer's as labels; None where too many.
+
+        `items` are those of tasks, whose texts are text even where they spell a control token.
+        """
+        if not prompts:
+            return []
+        options = {"verbose": False, "split_special_tokens": bool(items)}
+        inputs = self.tokenizer(list(prompts), **options)["input_ids"]
+        targets = self.tokenizer(text_target=list(answers), verbose=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        rows: list[Row | None] = []
+        for n, (ids, labels) in enumerate(zip(inputs, targets, strict=True)):
+            shots = list(items[n]["shots"]) if items else []
+            while len(ids) > self.max_length and shots:
+                shots = _fewer(shots, len(ids) - self.max_length, items[n], len(ids))
+                text = _joined(shots, items[n]["separator"], items[n]["prompt"])
+                ids = self.tokenizer(text, **options)["input_ids"]
+            cut = max(0, len(ids) - self.max_length)
+            row = {
+                "input_ids": np.array(ids[cut:], np.int32),
+                "labels": np.array(labels, np.int32),
+                "truncated": cut,
+            }
+            rows.append(row if len(labels) <= self.max_length else None)
+        return rows
 
     # What evaluation reads.
 
@@ -350,6 +354,16 @@ def _open_ended(ids: list[int], eos: int) -> list[int]:
 
 def _joined(shots: Sequence[str], separator: str, prompt: str) -> str:
     return separator.join([*shots, prompt])
+
+
+def _fewer(shots: list[str], excess: int, item: Mapping[str, Any], tokens: int) -> list[str]:
+    """Fewer exemplars: as many less as make up for the excess, by the prompt's mean tokens a character."""
+    characters = len(_joined(shots, item["separator"], item["prompt"]))
+    dropped = 0
+    while shots and dropped * tokens < excess * characters:
+        dropped += len(shots[0]) + len(item["separator"])
+        shots = shots[1:]
+    return shots
 
 
 def _two_turns(item: Mapping[str, Any], shots: Sequence[str]) -> Chat:

@@ -86,7 +86,7 @@ class Templates:
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True
         )
         self._compiled = {p: [self._compile(p, t) for t in ts] for p, ts in self.source.items()}
-        self._inverted = {k: tuple(map(self._env.from_string, v)) for k, v in INVERTED.items()}
+        self._inverted = {k: tuple(map(self._parse, v)) for k, v in INVERTED.items()}
         self._of_task: dict[str, list[Any]] = {}
 
     def _compile(self, pattern: str, template: Any) -> tuple[Any, Any]:
@@ -94,9 +94,14 @@ class Templates:
         try:
             if extra := parts.keys() - {"prompt", "answer"}:
                 raise ValueError(f"no key {min(extra)}; there are prompt and answer")
-            return self._env.from_string(parts["prompt"]), self._env.from_string(parts.get("answer", ANSWER))
+            return self._parse(parts["prompt"]), self._parse(parts.get("answer", ANSWER))
         except (jinja2.TemplateError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{self.path}: a template of '{pattern}' is wrong: {error}") from error
+
+    def _parse(self, text: str) -> Any:
+        template = self._env.from_string(text)
+        template.globals = dict(template.globals)  # a ChainMap is copied key by key in each rendering
+        return template
 
     def of(self, task: str) -> list[tuple[Any, Any]]:
         """The templates of a task: those of the first pattern that fits its name."""
