@@ -68,7 +68,8 @@ def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
         sources, evaluated = _cut(sources, cfg)
     for split, part in {"train": sources, **evaluated}.items():
         _limit(part, getattr(cfg.data.limit, split), cfg.data.split_seed)
-    against = [*(s for part in evaluated.values() for s in part), *held]
+    apart = [] if evaluated.get("validation") is held else held
+    against = [*(s for part in evaluated.values() for s in part), *apart]
     report = _keep_apart(sources, against, columns, options)
     sources = [s for s in sources if len(s.kept)]
     if not sources:
@@ -136,6 +137,11 @@ def _train(
     """The sources to train on: those of the config, or each file of `data.train`, or the data set."""
     if not options["sources"]:
         return _as_sources(_local_or_loaded(cfg, "train"), defaults, columns)
+    if getattr(cfg.data, "train", None) or getattr(cfg.data, "path", None):
+        raise UserError(
+            "both data.train and plugin.instruct.sources say what to train on;"
+            " take one (data=files data.train=null)"
+        )
     found = []
     for name, given in options["sources"].items():
         one = settings(given or {}, defaults, name)

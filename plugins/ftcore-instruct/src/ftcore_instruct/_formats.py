@@ -5,6 +5,7 @@ Knows neither tokens nor templates. A row that can't be trained on raises `BadRo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,10 +110,10 @@ def read(row: Mapping[str, Any], form: str, text: str, target: str, source: str)
         if form == "messages":
             messages = next(row[c] for c in ("messages", text, "prompt") if row.get(c) is not None)
             if "completion" in row and _is_chat(row["completion"]):
-                messages = [*messages, *row["completion"]]
+                messages = [*_turns(messages), *row["completion"]]
             return _chat(messages, row.get("tools"))
         if form == "sharegpt":
-            return _chat([_from_sharegpt(m) for m in row["conversations"]], row.get("tools"))
+            return _chat([_from_sharegpt(m) for m in _turns(row["conversations"])], row.get("tools"))
         if form == "prompt":
             names = _prompt_columns(row, text, target)
             if names is None:
@@ -146,16 +147,28 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _texts(value: Any) -> list[str]:
+    """A list of texts; one text is a list of one."""
+    return [_text(v) for v in value] if isinstance(value, list | tuple) else [_text(value)] if value else []
+
+
+def _turns(value: Any) -> Sequence[Mapping[str, Any]]:
+    if not _is_chat(value):
+        raise BadRow("messages that are no list of turns")
+    turns: Sequence[Mapping[str, Any]] = value
+    return turns
+
+
 def _task(row: Mapping[str, Any], answer: str, source: str) -> Task:
     target = _text(row[answer])
-    others = [str(t) for t in row.get("targets") or () if str(t) != target]
+    others = [t for t in _texts(row.get("targets")) if t != target]
     return Task(
         task=_name(row, source),
         instruction=_text(row.get("instruction")),
         input=_text(row.get("input")),
         target=target,
         targets=[target, *others],
-        choices=[str(c) for c in row.get("choices") or ()],
+        choices=_texts(row.get("choices")),
         rationale=next((_text(row[c]) for c in RATIONALES if row.get(c)), ""),
     )
 
@@ -168,10 +181,10 @@ def _from_sharegpt(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": SHAREGPT[role], "content": message.get("value", message.get("content")), **rest}
 
 
-def _chat(messages: Sequence[Mapping[str, Any]], tools: Any) -> Chat:
+def _chat(messages: Any, tools: Any) -> Chat:
     """Checked messages: known roles, text contents, an answer in each assistant turn."""
     clean = []
-    for message in messages:
+    for message in _turns(messages):
         # Arrow gives every message the keys of all; templates ask whether a key is there.
         one = {k: v for k, v in message.items() if v is not None}
         role = one.get("role")
@@ -188,7 +201,19 @@ def _chat(messages: Sequence[Mapping[str, Any]], tools: Any) -> Chat:
         raise BadRow("no assistant turn")
     if clean[0]["role"] == "assistant":
         raise BadRow("an assistant turn that nothing precedes")
-    return Chat(messages=clean, tools=list(tools) if tools else None)
+    return Chat(messages=clean, tools=_tools(tools))
+
+
+def _tools(value: Any) -> list[Any] | None:
+    """Function schemas, as a list or as JSON text (Arrow would merge the keys of all)."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise BadRow("tools that are broken JSON") from None
+    if value and not isinstance(value, list):
+        raise BadRow("tools that are no list")
+    return list(value) if isinstance(value, list) and value else None
 
 
 def _joined(parts: Sequence[Any]) -> str:

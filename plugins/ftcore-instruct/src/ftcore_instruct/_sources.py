@@ -96,6 +96,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file: BinaryIO | None = None
         digest, ends, size = hashlib.sha256(), [np.zeros(1, np.int64)], 0
         with path.open("rb") as file:
             while block := file.read(1 << 24):
@@ -108,7 +109,6 @@ class JsonLines:
         keep = self._stops - self._starts > 1  # an empty line is no row
         self._starts, self._stops = self._starts[keep], self._stops[keep]
         self.fingerprint = digest.hexdigest()
-        self._file: BinaryIO | None = None
         if not len(self._starts):
             raise UserError(f"{path} has no rows")
 
@@ -127,6 +127,9 @@ class JsonLines:
         if not isinstance(row, dict):
             raise UserError(f"{self.path} row {index} (0-based) is no JSON object")
         return row
+
+    def __del__(self) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
