@@ -48,3 +48,14 @@ def test_random_numbers_of_a_row_do_not_depend_on_the_split(open_tiny: Any) -> N
     assert together == alone
     assert len(set(together)) == 3
     assert make_batch(job, rows, np.array([3]), epoch=1).columns["draw"][0] != alone[0]
+
+
+def test_packs_stay_whole(open_tiny: Any) -> None:
+    """A step that is a list of packs is dealt out by packs: all rows of one are in one micro-batch."""
+    job = open_tiny({"train.micro_batch_size": 2})
+    packs = [np.array(rows) for rows in ([3, 1], [4], [7, 5, 6], [2], [9, 8])]
+    batches = micro_batches(job, packs, epoch=0)
+    assert [batch.rows for batch in batches] == [[3, 1, 4], [7, 5, 6, 2], [9, 8]]
+    job.strategy.rank, job.strategy.world_size = 1, 2
+    second = micro_batches(job, packs, epoch=0)
+    assert [(b.rows, b.is_filler) for b in second] == [([7, 5, 6, 2], False), ([3, 1], True)]

@@ -217,3 +217,15 @@ def test_weights_that_do_not_load_are_one_line(saved: Any) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.path=.* does not load: "):
         load(str(weights.parent), "classify")
+
+
+def test_gguf_file_is_read_by_its_folder_and_name(tmp_path: Path) -> None:
+    """A `.gguf` path is found as a file; without the package that carries it, smollm2 is a hub id."""
+    file = tmp_path / "tiny.gguf"
+    with pytest.raises(UserError, match="no such directory"):
+        locate(ModelConfig(path=str(file)))
+    file.write_bytes(b"GGUF")
+    assert locate(ModelConfig(path=str(file))) == str(file)
+    assert locate(ModelConfig(path="ftcore:smollm2")).endswith((".gguf", "SmolLM2-135M-Instruct"))
+    with pytest.raises(UserError, match=r"tiny\.gguf: "):
+        load(str(file), "causal_lm")

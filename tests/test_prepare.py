@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftcore import UserError, hookimpl, plugin
+from ftcore import Dropped, UserError, hookimpl, plugin
 from ftcore.batches import make_batch
 from ftcore.models import load_tokenizer
 from ftcore.prepare import Prepared, cache_root, prepare
@@ -142,6 +142,53 @@ def test_audit_counts_what_became_of_every_example(made: Any) -> None:
     assert (audit.tokens, audit.trained_tokens, audit.longest) == (5 + 8 + 4, 17, 12)
     assert (audit.truncated, audit.truncated_tokens) == (1, 4)
     assert audit.unusable == [2]
+
+
+@plugin()
+class Picky:
+    """Drops empty texts with a reason, and names the place where the text is `far`."""
+
+    @hookimpl
+    def format_examples(self, examples: Any) -> Any:
+        good = {"input_ids": [7], "labels": 0}
+        bad = {"": Dropped("empty text"), "far": Dropped("empty text", "b.jsonl row 9")}
+        return [bad.get(e["text"], good) for e in examples]
+
+
+def test_reasons_of_dropped_examples_are_counted_and_shown(made: Any) -> None:
+    """A formatter's `Dropped` reaches the error, with its own place or the row's number."""
+    train = [{"text": t, "label": "yn"[i % 2]} for i, t in enumerate(["a", "", "b", "far"])]
+    with pytest.raises(UserError, match=r"2 of 4 .*: 2 empty text \(row 1, b.jsonl row 9\); mend them"):
+        made({}, Picky(), train=train)
+    audit = made({"data.max_dropped": 0.5}, Picky(), train=train).audits["train"]
+    assert (audit.rows, audit.dropped, audit.reasons) == (2, 2, {"empty text": [2, "row 1", "b.jsonl row 9"]})
+
+
+def test_a_split_may_be_any_iterable_with_a_fingerprint(made: Any) -> None:
+    """`load_data` may return an own type: the rows are read by iterating, and kept by its fingerprint."""
+
+    class Own:
+        column_names = ("text", "label")
+
+        def __init__(self, fingerprint: str) -> None:
+            self.fingerprint, self.reads = fingerprint, 0
+
+        def __iter__(self) -> Any:
+            self.reads += 1
+            return iter([{"text": "a", "label": "y"}, {"text": "b", "label": "n"}])
+
+    @plugin()
+    class Brings:
+        split: Any = None
+
+        @hookimpl
+        def load_data(self) -> Any:
+            return {"train": self.split}
+
+    splits = [Own("one"), Own("one"), Own("two")]
+    one, again, two = (made({}, Brings(split=s)).fingerprint for s in splits)
+    assert one == again != two
+    assert splits[1].reads == 0
 
 
 @pytest.mark.parametrize("path", ["ftcore:tiny_llama", "ftcore:tiny_t5", "ftcore:tiny_bert"])

@@ -31,6 +31,19 @@ def test_each_row_occurs_once_an_epoch(rows: int, size: int, pool: int, number: 
     assert sorted(map(len, steps))[1:] == [size] * (len(steps) - 1)
 
 
+def test_an_order_of_its_own_may_repeat_and_leave_out_rows() -> None:
+    """`order` chooses the rows of an epoch; batches are still of similar length."""
+
+    def order(epoch: int) -> npt.NDArray[np.int64]:
+        return np.tile(np.random.default_rng(epoch).permutation(50), 2)
+
+    sampler = LengthBuckets(LENGTHS, 16, seed=1, order=order)
+    steps = epoch(sampler, 1)
+    assert sampler.steps_per_epoch == 7
+    assert sorted(np.concatenate(steps).tolist()) == sorted(order(1).tolist())
+    assert padding(steps) < padding(np.array_split(order(1), 7)) / 2
+
+
 def test_last_short_batch_is_kept() -> None:
     """203 rows in batches of 16 are 12 full ones and one of 11."""
     sizes = [len(rows) for rows in epoch(LengthBuckets(LENGTHS, 16, seed=0), 0)]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from ftcore.config import TASKS as NAMES
+from ftcore.job import build_hooks
 from ftcore.tasks import TASKS
 
 PREDICTIONS: dict[str, dict[str, list[Any]]] = {
@@ -25,3 +26,11 @@ def test_metrics_a_task_declares_are_those_it_gives(name: str) -> None:
 def test_config_and_tasks_name_the_same() -> None:
     """A task that the config takes is one that runs."""
     assert set(TASKS) == set(NAMES)
+
+
+@pytest.mark.parametrize(("model", "task"), [("tiny_llama", "causal_lm"), ("tiny_t5", "seq2seq")])
+def test_auto_is_what_the_model_does(config: Any, model: str, task: str) -> None:
+    """`task=auto` trains an encoder-decoder on targets and a decoder on text; the config given stays."""
+    cfg = config({"model.path": f"ftcore:{model}", "task.name": "auto"})
+    assert build_hooks(cfg).cfg.task.name == task
+    assert cfg.task.name == "auto"

@@ -4,12 +4,13 @@ What a plugin author imports from here is the public interface; every other modu
 Importing this package imports neither torch nor Hydra.
 """
 
-from ftcore.contract import Batch, Formatted, LossTerm, Sampler, Shard, State, Step
+from ftcore.contract import Batch, Dropped, Formatted, LossTerm, Sampler, Shard, State, Step
 from ftcore.errors import UserError
 from ftcore.plugins import hookimpl, plugin
 
 __all__ = [
     "Batch",
+    "Dropped",
     "Formatted",
     "LossTerm",
     "Sampler",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["make_batch", "micro_batches"]
 
 
-def micro_batches(job: Job, rows: np.ndarray[Any, Any], epoch: int) -> list[Batch]:
+def micro_batches(
+    job: Job, rows: np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]], epoch: int
+) -> list[Batch]:
     """This rank's micro-batches of a step.
 
-    Micro-batch i on rank r (of W) holds rows [(i·W+r)·m, +m) of the step. All ranks get equally many;
-    where the rows run out, a filler of one row, which counts for nothing, takes the place.
+    Micro-batch i on rank r (of W) holds rows (or packs of rows) [(i·W+r)·m, +m) of the step. All ranks get
+    equally many; where the rows run out, a filler of one, which counts for nothing, takes the place.
     """
     world, size = job.strategy.world_size, job.cfg.micro_batch_size(job.strategy.world_size)
     count = -(-len(rows) // (size * world))
@@ -27,11 +30,15 @@ def micro_batches(job: Job, rows: np.ndarray[Any, Any], epoch: int) -> list[Batc
     for i in range(count):
         number = i * world + job.strategy.rank
         part = rows[number * size : (number + 1) * size]
-        batch = make_batch(job, job.prepared.splits["train"], part if len(part) else rows[:1], epoch)
+        batch = make_batch(job, job.prepared.splits["train"], _flat(part if len(part) else rows[:1]), epoch)
         batch.micro_batch = number
         batch.is_filler = len(part) == 0
         batches.append(batch)
     return batches
+
+
+def _flat(rows: np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    return rows if isinstance(rows, np.ndarray) else np.concatenate(rows)
 
 
 def make_batch(job: Job, source: Any, rows: np.ndarray[Any, Any], epoch: int) -> Batch:

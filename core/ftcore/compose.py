@@ -204,7 +204,7 @@ def _absolute(cfg: config.Config) -> config.Config:
         for split in ("train", "validation", "test"):
             setattr(cfg.data, split, absolute(getattr(cfg.data, split)))
     for node in (cfg.model, cfg.data) if isinstance(cfg.data, config.HubData) else (cfg.model,):
-        if node.path and (Path(node.path).is_dir() or node.path.startswith((".", "/", "~"))):
+        if node.path and (Path(node.path).exists() or node.path.startswith((".", "/", "~"))):
             node.path = str(Path(node.path).expanduser().resolve())  # runs/latest moves with the next run
     if isinstance(cfg.trainer, dict) and cfg.trainer.get("config"):
         cfg.trainer["config"] = absolute(cfg.trainer["config"])  # a plugin's strategy's own file

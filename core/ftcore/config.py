@@ -34,7 +34,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 @dataclass
 class ModelConfig:
-    """`path` is a directory, a hub id, or `ftcore:NAME` for a model that comes with ftcore."""
+    """`path` is a directory, a GGUF file, a hub id, or `ftcore:NAME` for a model that ftcore knows."""
 
     path: str = ""
     revision: str | None = None
@@ -121,7 +121,10 @@ class HubData(DataConfig):
 
 @dataclass
 class TaskConfig:
-    """What is learned. `metric` picks the best weights; null is the task's own."""
+    """What is learned. `metric` picks the best weights; null is the task's own.
+
+    `name: auto` is seq2seq for an encoder-decoder, and causal_lm for other models.
+    """
 
     name: str = "classify"
     metric: str | None = None
@@ -313,7 +316,8 @@ def validate(cfg: Config) -> None:
     good_betas = len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas)
     rule(good_betas, "optim.betas", "two numbers in [0, 1)", optim.betas)
     rule(0 <= task.label_smoothing < 1, "task.label_smoothing", "in [0, 1)", task.label_smoothing)
-    rule(task.name in TASKS, "task.name", f"one of {TASKS}", task.name)
+    known = (*TASKS, "auto")
+    rule(task.name in known, "task.name", f"one of {known}", task.name)
     rule(data.max_length >= 4, "data.max_length", "at least 4", data.max_length)
     dropout = cfg.model.dropout
     rule(dropout is None or 0 <= dropout < 1, "model.dropout", "in [0, 1) or null", dropout)

@@ -17,13 +17,32 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Batch", "Formatted", "LossTerm", "Sampler", "Shard", "State", "Step"]
+__all__ = ["Batch", "Dropped", "Formatted", "LossTerm", "Sampler", "Shard", "State", "Step"]
 
 Formatted = Mapping[str, "int | float | str | Sequence[int] | Sequence[float]"]
 """One formatted row: column name to a number, a string, or a list of numbers.
 
 `input_ids` is required. `truncated` (tokens cut off) is read by the data audit and not kept.
 """
+
+
+class Dropped(tuple[Formatted, ...]):
+    """An entry of `format_examples` that is no row, and says why.
+
+    The audit counts the reasons, and shows the first few places of each.
+
+    Args:
+        reason: what is wrong, the same words for the same fault: `empty answer`.
+        where: the example's place where its number is not the source's own: `tasks/a.jsonl row 12`.
+    """
+
+    reason: str
+    where: str
+
+    def __new__(cls, reason: str, where: str = "") -> Dropped:
+        made = super().__new__(cls)
+        made.reason, made.where = reason, where
+        return made
 
 
 class Batch(dict[str, "Tensor"]):
@@ -178,8 +197,12 @@ class Sampler(Protocol):
 
     steps_per_epoch: int
 
-    def __call__(self, epoch: int, step: int) -> np.ndarray:
-        """Data-set rows (int64) of step `step` (within the epoch) of epoch `epoch`."""
+    def __call__(self, epoch: int, step: int) -> np.ndarray | Sequence[np.ndarray]:
+        """Data-set rows (int64) of step `step` (within the epoch) of epoch `epoch`.
+
+        Where it answers a list of such arrays, each is a pack: its rows stay in one micro-batch, and
+        `train.batch_size` and `train.micro_batch_size` count packs.
+        """
         ...
 
 

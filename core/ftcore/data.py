@@ -194,7 +194,7 @@ def require_columns(there: Sequence[str], names: Sequence[str | None], cfg: Conf
 
 def class_names(dataset: Any, column: str) -> list[str]:
     """The names of a `ClassLabel` column, whose values are indices of them; empty for other columns."""
-    return list(getattr((dataset.features or {}).get(column), "names", None) or ())
+    return list(getattr((getattr(dataset, "features", None) or {}).get(column), "names", None) or ())
 
 
 def label_names(dataset: Any, column: str) -> list[str]:
@@ -241,7 +241,8 @@ def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
                     digest.update(hashlib.file_digest(content, "sha256").digest())
     else:
         for split, dataset in splits.items():
-            digest.update(f"{split}:{getattr(dataset, '_fingerprint', dataset.info)}".encode())
+            own = getattr(dataset, "fingerprint", None) or getattr(dataset, "_fingerprint", None)
+            digest.update(f"{split}:{own or dataset.info}".encode())
     csv = getattr(cfg.data, "csv", None)
     cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit), csv, "in proportion")
     digest.update(repr(cut).encode())

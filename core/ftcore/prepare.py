@@ -14,8 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ftcore import __version__, data
 from ftcore.config import Config, FilesData
+from ftcore.contract import Dropped
 from ftcore.errors import UserError
 from ftcore.hooks import Hooks
 from ftcore.readers import cache_root, scratch_directory
@@ -45,6 +48,7 @@ class Audit:
     dropped: int = 0
     sha256: str = ""  # of the raw examples, in order: equal where two runs share the split
     unusable: list[int] = field(default_factory=list)  # first few examples dropped or masked, 0-based
+    reasons: dict[str, list[Any]] = field(default_factory=dict)  # of dropped ones: [how many, *places]
     cut: list[int] = field(default_factory=list)  # first few truncated examples, 0-based
 
     def add(self, example: int, rows: Sequence[Mapping[str, Any]], shift: int) -> None:
@@ -67,6 +71,18 @@ class Audit:
             self.cut.append(example)
         if (not rows or masked) and len(self.unusable) < 5:
             self.unusable.append(example)
+        if isinstance(rows, Dropped):
+            count, *places = self.reasons.get(rows.reason, [0])
+            if len(places) < 5:
+                places.append(rows.where or f"row {example}")
+            self.reasons[rows.reason] = [count + 1, *places]
+
+    def why(self) -> str:
+        """What is wrong with the unusable examples, and where, as far as the formatter said."""
+        if not self.reasons:
+            return f"have an empty text, no label, or nothing to train on (rows {self.unusable}, 0-based)"
+        told = [f"{n} {reason} ({', '.join(places)})" for reason, (n, *places) in self.reasons.items()]
+        return f"are unusable (0-based): {'; '.join(told)}"
 
     def notes(self) -> list[str]:
         """What to know of the split beside its rows: tokens and trained share, rows cut or unusable."""
@@ -81,7 +97,7 @@ class Audit:
 
 
 def _trained(labels: Sequence[int]) -> int:
-    return sum(label != -100 for label in labels)
+    return int(np.count_nonzero(np.asarray(labels) != -100))
 
 
 @dataclass(kw_only=True)
@@ -206,7 +222,7 @@ def _make(
         if write_rows(rows, scratch / split) == 0:
             raise UserError(
                 f"no usable row in the {split} data: {audits[split].dropped} of"
-                f" {audits[split].examples} have an empty text or no label"
+                f" {audits[split].examples} {audits[split].why()}"
             )
         write_examples(examples, scratch / split)
     meta = {"labels": labels, "audits": {s: asdict(a) for s, a in audits.items()}}
@@ -240,7 +256,7 @@ def _format(
             where = f"row {start + row}" if row is not None else f"rows {start}-{start + len(examples) - 1}"
             raise UserError(f"{split} data, {where} (0-based): {error}") from error
         for number, entry in enumerate(entries, start):
-            rows = [entry] if isinstance(entry, Mapping) else list(entry)
+            rows = [entry] if isinstance(entry, Mapping) else entry
             audit.add(number, rows, shift=int(hooks.cfg.task.name == "causal_lm"))
             examples_of.extend([number] * len(rows))
             yield from ({k: v for k, v in r.items() if k != "truncated"} for r in rows)
@@ -285,9 +301,8 @@ def _judge(audit: Audit, split: str, cfg: Config) -> None:
     unusable = (audit.dropped + audit.masked) / max(1, audit.examples)
     if unusable > cfg.data.max_dropped:
         raise UserError(
-            f"{audit.dropped + audit.masked} of {audit.examples} rows in the {split} data have an empty"
-            f" text, no label, or nothing to train on (rows {audit.unusable}, 0-based); mend them,"
-            f" or allow it by data.max_dropped={_round_up(unusable)}"
+            f"{audit.dropped + audit.masked} of {audit.examples} rows in the {split} data"
+            f" {audit.why()}; mend them, or allow it by data.max_dropped={_round_up(unusable)}"
         )
 
 

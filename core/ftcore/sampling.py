@@ -1,5 +1,7 @@
 """Which rows make up each optimiser step: shuffled, of similar length, a function of (seed, epoch, step)."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,14 +22,24 @@ class LengthBuckets:
         lengths: tokens of each row, int.
         batch_size: rows per optimiser step.
         pool: batches per pool; 1 is a plain shuffle.
+        order: the rows of an epoch, in random order, as a function of the epoch, always equally many.
+            Default: a permutation of all rows.
     """
 
-    def __init__(self, lengths: npt.NDArray[np.int64], batch_size: int, seed: int, pool: int = 8) -> None:
+    def __init__(
+        self,
+        lengths: npt.NDArray[np.int64],
+        batch_size: int,
+        seed: int,
+        pool: int = 8,
+        order: Callable[[int], Ints] | None = None,
+    ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.pool = pool
-        self.steps_per_epoch = -(-len(self.lengths) // batch_size)
+        self.order = order
+        self.steps_per_epoch = -(-(len(order(0)) if order else len(self.lengths)) // batch_size)
         self._epoch: tuple[int, list[Ints]] = (-1, [])
 
     def __call__(self, epoch: int, step: int) -> Ints:
@@ -38,7 +50,7 @@ class LengthBuckets:
 
     def _order(self, epoch: int) -> list[Ints]:
         rng = np.random.default_rng(derive(self.seed, "order", epoch))
-        rows = rng.permutation(len(self.lengths))
+        rows = self.order(epoch) if self.order else rng.permutation(len(self.lengths))
         size = self.pool * self.batch_size
         batches: list[Ints] = []
         for start in range(0, len(rows), size):

@@ -48,21 +48,24 @@ class Rows:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = {"row": index}
-        for name, kind in self.columns.items():
-            data = self._data[name]
-            if kind in LISTS:
-                offsets = self._offsets[name]
-                part = data[offsets[index] : offsets[index + 1]]
-                row[name] = part.tobytes().decode() if kind == "text" else part
-            else:
-                row[name] = data[index].item()
-        return row
+        return {"row": index, **{name: self._value(name, index) for name in self.columns}}
+
+    def _value(self, name: str, index: int) -> Any:
+        kind, data = self.columns[name], self._data[name]
+        if kind not in LISTS:
+            return data[index].item()
+        offsets = self._offsets[name]
+        part = data[offsets[index] : offsets[index + 1]]
+        return part.tobytes().decode() if kind == "text" else part
 
     @property
     def lengths(self) -> Array:
         """Tokens of each row: the length of `input_ids`, int64."""
-        return np.diff(self._offsets["input_ids"])
+        return self.sizes("input_ids")
+
+    def sizes(self, name: str) -> Array:
+        """Entries of a list column in each row, int64."""
+        return np.diff(self._offsets[name])
 
     @property
     def examples(self) -> Array:
@@ -71,7 +74,10 @@ class Rows:
 
     def column(self, name: str) -> list[Any]:
         """One whole column, as plain Python values."""
-        return [self[i][name] for i in range(len(self))]
+        if self.columns[name] not in LISTS:
+            numbers: list[Any] = self._data[name].tolist()
+            return numbers
+        return [self._value(name, i) for i in range(len(self))]
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], directory: Path) -> int:
@@ -146,6 +152,8 @@ def _encode(value: Any, kind: str, where: str) -> Array:
     if kind == "text":
         return np.frombuffer(value.encode(), dtype=np.uint8)
     data, dtype = np.atleast_1d(np.asarray(value)), np.dtype(DTYPES[kind])
+    if data.dtype == dtype:
+        return data
     if dtype.kind == "i" and data.size and not _in_range(data, np.iinfo(dtype)):
         raise UserError(f"{where} must be in the range of {dtype.name}, got {data.min()} to {data.max()}")
     return data.astype(dtype)

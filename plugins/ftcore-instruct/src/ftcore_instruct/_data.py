@@ -1,0 +1,355 @@
+"""The splits of a run: sources opened, held-out tasks and overlapping rows taken out, limits, quotas."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ftcore import UserError, data
+from ftcore.config import Config, FilesData
+from ftcore.prepare import cache_root
+from ftcore.seeding import derive
+from ftcore_instruct import _formats, _overlap
+from ftcore_instruct._formats import BadRow
+from ftcore_instruct._mixture import Items, quotas
+from ftcore_instruct._sources import (
+    Reader,
+    Settings,
+    Source,
+    Table,
+    open_source,
+    open_split,
+    settings,
+    spool,
+)
+from ftcore_instruct._templates import Templates
+
+__all__ = ["Splits", "load"]
+
+SAMPLE = 256  # rows whose tokens are counted, to tell how many fit in a pack
+
+
+@dataclasses.dataclass(kw_only=True)
+class Splits:
+    """The items of each split, the quotas of the mixture, and what was kept out of it."""
+
+    items: dict[str, Items]
+    quotas: list[int]
+    overlap: dict[str, Any]
+
+
+def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
+    """Open what the config names; see the README for the options.
+
+    Raises:
+        UserError: a missing file, an unknown format, options that contradict each other or do nothing.
+    """
+    defaults = {
+        k: options[k] for k in ("format", "cap", "dry", "few_shot", "shots", "options", "cot", "invert")
+    }
+    columns = (cfg.data.columns.text, cfg.data.columns.target)
+    sources = _train(cfg, options, defaults, columns)
+    sources, held = _hold_out(sources, options["held_out"])
+    evaluated = {s: _as_sources(r, defaults, columns) for s, r in _evaluated(cfg).items()}
+    if options["num_tasks"]:
+        sources = sorted(sources, key=lambda s: derive("tasks", s.name))[: options["num_tasks"]]
+    if held and "validation" not in evaluated:
+        evaluated["validation"] = held
+    if cfg.data.split is not None:
+        sources, evaluated = _cut(sources, cfg)
+    for split, part in {"train": sources, **evaluated}.items():
+        _limit(part, getattr(cfg.data.limit, split), cfg.data.split_seed)
+    apart = [] if evaluated.get("validation") is held else held
+    against = [*(s for part in evaluated.values() for s in part), *apart]
+    report = _keep_apart(sources, against, columns, options)
+    sources = [s for s in sources if len(s.kept)]
+    if not sources:
+        raise UserError("nothing is left to train on: every row is held out, or overlaps what is evaluated")
+    templates = Templates(options["templates"])
+    counts, epochs = _epochs(sources, cfg, columns, tokenizer if options["pack"] else None)
+    train = Items(
+        sources,
+        templates,
+        columns=columns,
+        seed=cfg.data.split_seed,
+        needed=[q * epochs for q in counts],
+        variants=options["variants"],
+    )
+    items = {"train": train}
+    for split, part in evaluated.items():
+        shown = [_evaluation(s, options) for s in part]
+        items[split] = Items(shown, templates, columns=columns, seed=cfg.data.split_seed, drawn=False)
+    return Splits(items=items, quotas=counts, overlap=report)
+
+
+def _epochs(
+    sources: Sequence[Source], cfg: Config, columns: tuple[str, str], packed_by: Any
+) -> tuple[list[int], int]:
+    """Rows of each source in an epoch, and epochs at most.
+
+    An epoch is Σ min(rows, cap) rows, or as many as `train.steps` can take where that is less: what is
+    never trained on is not formatted. `packed_by` is the tokenizer where rows are packed.
+    """
+    sizes = [len(s.kept) for s in sources]
+    shares = [s.settings.weight for s in sources], [s.settings.cap for s in sources]
+    counts = quotas(sizes, *shares)
+    if cfg.train.steps is None:
+        return counts, math.ceil(cfg.train.epochs)
+    taken = cfg.train.steps * cfg.train.batch_size
+    if packed_by is not None:
+        taken *= _rows_per_pack(sources, counts, cfg, columns, packed_by)
+    counts = quotas(sizes, *shares, total=min(sum(counts), taken))
+    return counts, max(1, math.ceil(taken / sum(counts)))
+
+
+def _rows_per_pack(
+    sources: Sequence[Source], counts: Sequence[int], cfg: Config, columns: tuple[str, str], tokenizer: Any
+) -> int:
+    """Rows that a pack holds at most, by a sample: texts alone, without templates, are shorter than rows."""
+    rng = np.random.default_rng(derive(cfg.data.split_seed, "sample"))
+    texts = []
+    for i in rng.choice(len(sources), SAMPLE, p=np.asarray(counts) / sum(counts)):
+        one = sources[i]
+        row = one.rows[int(rng.choice(one.kept))]
+        try:
+            texts.append(" ".join(_overlap.texts(_formats.read(row, one.form, *columns, one.name))))
+        except BadRow:
+            continue
+    for one in sources:
+        one.close()
+    tokens = sum(map(len, tokenizer(texts, verbose=False)["input_ids"])) if texts else 0
+    length: int = cfg.data.max_length
+    return max(1, math.ceil(length * len(texts) / max(1, tokens)))
+
+
+def _train(
+    cfg: Config, options: Mapping[str, Any], defaults: Mapping[str, Any], columns: Any
+) -> list[Source]:
+    """The sources to train on: those of the config, or each file of `data.train`, or the data set."""
+    if not options["sources"]:
+        return _as_sources(_local_or_loaded(cfg, "train"), defaults, columns)
+    if getattr(cfg.data, "train", None) or getattr(cfg.data, "path", None):
+        raise UserError(
+            "both data.train and plugin.instruct.sources say what to train on;"
+            " take one (data=files data.train=null)"
+        )
+    found = []
+    for name, given in options["sources"].items():
+        one = settings(given or {}, defaults, name)
+        for part, rows in open_source(one, name, cfg).items():
+            found.append(_source(part, rows, one, columns))
+    return found
+
+
+def _local_or_loaded(cfg: Config, split: str) -> dict[str, Reader]:
+    if isinstance(cfg.data, FilesData) and not cfg.data.streaming:
+        return open_split(split, cfg)  # type: ignore[arg-type]
+    return _loaded(cfg).get(split, {})
+
+
+def _loaded(cfg: Config) -> dict[str, dict[str, Reader]]:
+    """The splits as core loads them; a stream is written to disk once, by what identifies it."""
+    plain = dataclasses.replace(
+        cfg, data=dataclasses.replace(cfg.data, split=None, limit=type(cfg.data.limit)())
+    )
+    splits = data.load(plain)
+    name = Path(str(getattr(cfg.data, "train", None) or getattr(cfg.data, "path", ""))).stem
+    if not cfg.data.streaming:
+        return {s: {name: Table(d)} for s, d in splits.items()}
+    if isinstance(cfg.data, FilesData):
+        identity = data.fingerprint(cfg, None)
+    else:
+        import huggingface_hub
+
+        commit = huggingface_hub.HfApi().dataset_info(cfg.data.path, revision=cfg.data.revision).sha
+        identity = hashlib.sha256(repr((cfg.data, commit)).encode()).hexdigest()[:16]
+    folder = cache_root() / "instruct" / identity
+    return {s: {name: spool(d, folder, s)} for s, d in splits.items()}
+
+
+def _evaluated(cfg: Config) -> dict[str, dict[str, Reader]]:
+    found = {s: _local_or_loaded(cfg, s) for s in ("validation", "test")}
+    return {split: readers for split, readers in found.items() if readers}
+
+
+def _as_sources(readers: Mapping[str, Reader], defaults: Mapping[str, Any], columns: Any) -> list[Source]:
+    return [_source(n, r, settings({}, defaults, n), columns) for n, r in readers.items()]
+
+
+def _source(name: str, rows: Reader, one: Settings, columns: tuple[str, str]) -> Source:
+    form = one.format
+    if form == "auto":
+        form = _formats.detect(rows[0], *columns, name)
+    source = Source(name=name, rows=rows, kept=np.arange(len(rows)), settings=one, form=form)
+    source.close()
+    return source
+
+
+def _evaluation(source: Source, options: Mapping[str, Any]) -> Source:
+    """A source as it is evaluated: every row once, options listed, `eval_shots` exemplars."""
+    chosen = dataclasses.replace(
+        source.settings, shots=options["eval_shots"], cot=float(options["eval_cot"]), options=1.0, invert=0.0
+    )
+    return dataclasses.replace(source, settings=chosen)
+
+
+def _tasks(source: Source) -> Iterator[tuple[int, str]]:
+    """The task of each used row."""
+    for i in source.kept.tolist():
+        yield i, str(source.rows[i].get("task") or source.name)
+
+
+def _hold_out(sources: Sequence[Source], patterns: Sequence[str]) -> tuple[list[Source], list[Source]]:
+    """What is trained on, and the rows of held-out tasks.
+
+    Raises:
+        UserError: a pattern that fits no task, or a mixture that is held out as a whole.
+    """
+    if not patterns:
+        return list(sources), []
+    trained, held, used = [], [], set()
+    for one in sources:
+        fits = {}
+        for i, task in _tasks(one):
+            hit = next((p for p in patterns for n in (task, one.name) if fnmatch.fnmatchcase(n, p)), None)
+            if hit is not None:
+                used.add(hit)
+            fits[i] = hit is not None
+        one.close()
+        mask = np.fromiter(fits.values(), bool)
+        held += [dataclasses.replace(one, kept=one.kept[mask])] if mask.any() else []
+        trained += [dataclasses.replace(one, kept=one.kept[~mask])] if not mask.all() else []
+    if missing := [p for p in patterns if p not in used]:
+        raise UserError(f"plugin.instruct.held_out: no task is named '{missing[0]}'")
+    return trained, held
+
+
+def _cut(sources: Sequence[Source], cfg: Config) -> tuple[list[Source], dict[str, list[Source]]]:
+    """`data.split`: each source cut into the three splits by the shares."""
+    parts: dict[str, list[Source]] = {"train": [], "validation": [], "test": []}
+    for one in sources:
+        rng = np.random.default_rng(derive(cfg.data.split_seed, "split", one.name))
+        rows = one.kept[rng.permutation(len(one.kept))]
+        ends = np.rint(np.cumsum(cfg.data.split) * len(rows)).astype(int)
+        for split, part in zip(parts, np.split(rows, ends[:-1]), strict=True):
+            if len(part):
+                parts[split].append(dataclasses.replace(one, kept=np.sort(part)))
+    return parts.pop("train"), {s: p for s, p in parts.items() if p}
+
+
+def _limit(sources: Sequence[Source], limit: int | None, seed: int) -> None:
+    """Keep `limit` rows of a split, drawn over all of its sources."""
+    total = sum(len(s.kept) for s in sources)
+    if limit is None or limit >= total:
+        return
+    chosen = np.sort(np.random.default_rng(derive(seed, "limit")).permutation(total)[:limit])
+    start = 0
+    for one in sources:
+        inside = chosen[(chosen >= start) & (chosen < start + len(one.kept))] - start
+        start += len(one.kept)
+        one.kept = one.kept[inside]
+
+
+def _keep_apart(
+    sources: Sequence[Source], against: Sequence[Source], columns: tuple[str, str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Take rows that overlap evaluated ones out of `sources` (or report them); returns the report.
+
+    The search is made once for the same data and options, and kept in the cache.
+
+    Raises:
+        UserError: there are such rows, and `overlap=error`.
+    """
+    if options["overlap"] == "off" or not against:
+        return {}
+    n, share = options["overlap_words"], options["overlap_share"]
+    digest = hashlib.sha256(repr((columns, n, share)).encode())
+    for part in (sources, against):
+        for one in part:
+            digest.update(repr((one.name, one.rows.fingerprint, one.form)).encode())
+            digest.update(one.kept.astype("<i8").tobytes())
+    file = cache_root() / "instruct" / f"overlap-{digest.hexdigest()[:24]}.json"
+    if file.is_file():
+        found = json.loads(file.read_text())
+    else:
+        found = _search(sources, against, columns, _overlap.Overlap(n=n, share=share))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_suffix(f".{derive(repr(found))}")
+        scratch.write_text(json.dumps(found))
+        scratch.replace(file)
+    rows, report = found["rows"], found["report"]
+    if options["overlap"] == "error" and report["rows"]:
+        raise UserError(
+            f"{report['rows']} training rows overlap what is evaluated (the first: {report['first'][0]});"
+            " plugin.instruct.overlap=drop takes them out"
+        )
+    if options["overlap"] == "drop":
+        for one in sources:
+            one.kept = np.setdiff1d(
+                one.kept, np.asarray(rows.get(one.name, []), np.int64), assume_unique=True
+            )
+    return {"policy": options["overlap"], **report}
+
+
+def _search(
+    sources: Sequence[Source], against: Sequence[Source], columns: tuple[str, str], known: _overlap.Overlap
+) -> dict[str, Any]:
+    places = []
+    for one in against:
+        for i, parts, task in _compared(one, columns):
+            known.add(parts, task)
+            places.append(f"{one.name} row {i}")
+    rows: dict[str, list[int]] = {}
+    by_task: Counter[str] = Counter()
+    touched: set[int] = set()
+    first: list[str] = []
+    for one in sources:
+        compared = _compared(one, columns)
+        numbers: list[int] = []
+
+        def texts(numbers: list[int] = numbers, compared: Any = compared) -> Iterator[list[str]]:
+            for i, parts, _ in compared:
+                numbers.append(i)
+                yield parts
+
+        for hits in known.hits(texts()):
+            if not hits:
+                continue
+            rows.setdefault(one.name, []).append(numbers[-1])
+            by_task.update({known.names[h] for h in hits})
+            touched.update(hits)
+            if len(first) < 5:
+                first.append(f"{one.name} row {numbers[-1]} and {places[hits[0]]}")
+    evaluated = Counter(known.names)
+    report = {
+        "words": known.n,
+        "share": known.share,
+        "evaluated": sum(evaluated.values()),
+        "evaluated_overlapping": len(touched),
+        "rows": sum(map(len, rows.values())),
+        "by_source": {name: len(found) for name, found in rows.items()},
+        "by_evaluated_task": dict(by_task),
+        "first": first,
+    }
+    return {"rows": rows, "report": report}
+
+
+def _compared(source: Source, columns: tuple[str, str]) -> Iterator[tuple[int, list[str], str]]:
+    """(row, texts, task) of the rows that can be read."""
+    for i in source.kept.tolist():
+        row = source.rows[i]
+        try:
+            found = _formats.read(row, source.form, *columns, source.name)
+        except BadRow:
+            continue
+        yield i, _overlap.texts(found), str(row.get("task") or source.name)
+    source.close()

@@ -1,0 +1,294 @@
+"""The mixture: how many rows each source gives to an epoch, which ones, and in which form.
+
+Every choice is a hash of (seed, source, example, variant) or (seed, source, pass): the mixture is the same on
+any machine and for any number of ranks, and nothing has to be saved to resume it.
+
+    rate    r = weight · min(rows, cap)                    (Raffel et al., 2020, with Flan's caps)
+    epoch   Σ min(rows, cap) rows, shared out by r
+
+A source walks through its rows: epoch after epoch takes the next ones, and each pass over all of them is
+a new permutation. The k-th pass has the rows in their k-th form (template, exemplars, options, ...), of
+which at most `variants` are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ftcore import UserError
+from ftcore.seeding import derive
+from ftcore.store import Rows
+from ftcore_instruct import _formats
+from ftcore_instruct._formats import BadRow, Chat, Task
+from ftcore_instruct._sources import Source
+from ftcore_instruct._templates import INVERTED, SEPARATORS, Choice, Templates
+
+__all__ = ["EpochOrder", "Items", "quotas"]
+
+Ints = npt.NDArray[np.int64]
+
+
+def quotas(
+    sizes: Sequence[int], weights: Sequence[float], caps: Sequence[int | None], total: int | None = None
+) -> list[int]:
+    """Rows that each source gives to an epoch: `total` shared by weight · min(size, cap).
+
+    `total` is Σ min(size, cap) by default. Fractions go to the largest remainders; a source with any
+    weight gives at least one row.
+
+    Raises:
+        UserError: no source has a weight.
+    """
+    counts = [min(n, c or n) for n, c in zip(sizes, caps, strict=True)]
+    rates = [w * n for w, n in zip(weights, counts, strict=True)]
+    if not sum(rates) > 0:
+        raise UserError("every source of the mixture has weight 0, or no row")
+    exact = [(total or sum(counts)) * r / sum(rates) for r in rates]
+    whole = [max(math.floor(x), int(r > 0)) for x, r in zip(exact, rates, strict=True)]
+    missing = (total or sum(counts)) - sum(whole)
+    by_remainder = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
+    for i in by_remainder[: max(0, missing)]:
+        whole[i] += 1
+    return whole
+
+
+class Items:
+    """The items of one split, made as they are read: what `_rows.Encoder` turns into token rows.
+
+    Args:
+        sources: with the rows that are used.
+        needed: rows of each source that training will draw in all (None: each row once, as for evaluation).
+        variants: forms in which a row is made at most.
+        seed: of every choice.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        templates: Templates,
+        *,
+        columns: tuple[str, str],
+        seed: int,
+        needed: Sequence[int] | None = None,
+        variants: int = 1,
+        drawn: bool = True,
+    ) -> None:
+        self.sources = list(sources)
+        self.templates = templates
+        self.columns = columns
+        self.seed = seed
+        self.needed = needed
+        self.variants = variants
+        self.drawn = drawn
+        self.column_names: list[str] = []
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for i, one in enumerate(self.sources):
+            parts = (one.name, one.rows.fingerprint, one.settings, one.form, self.passes(i))
+            digest.update(repr(parts).encode())
+            digest.update(np.asarray(one.kept, "<i8").tobytes())
+        parts2 = (self.templates.source, self.columns, self.seed, self.variants, self.drawn)
+        digest.update(repr(parts2).encode())
+        return digest.hexdigest()[:24]
+
+    def _varies(self, one: Source) -> bool:
+        """Whether a row may differ from one pass to the next."""
+        return self.drawn and one.form in ("task", "alpaca")
+
+    def passes(self, index: int) -> list[int]:
+        """Rows of source `index` that are made in each form: all of them, fewer in the last."""
+        one, size = self.sources[index], len(self.sources[index].kept)
+        if self.needed is None:
+            return [size]
+        limit = self.variants if self._varies(one) else 1
+        full, rest = divmod(self.needed[index], max(1, size))
+        return ([size] * full + ([rest] if rest else []))[:limit]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for i, one in enumerate(self.sources):
+            tasks = _Exemplars(one, self.columns)
+            for variant, count in enumerate(self.passes(i)):
+                picked = one.kept
+                if count < len(picked):
+                    rng = np.random.default_rng(derive(self.seed, "subset", one.name, variant))
+                    picked = np.sort(rng.choice(picked, count, replace=False))
+                for example in picked.tolist():
+                    yield self._item(i, example, variant, tasks)
+            one.close()
+
+    def _item(self, source: int, example: int, variant: int, tasks: _Exemplars) -> dict[str, Any]:
+        one = self.sources[source]
+        item: dict[str, Any] = {
+            "source": source,
+            "example": example,
+            "variant": variant,
+            "where": f"{one.name} row {example}",
+        }
+        try:
+            row = one.rows[example]
+            found = _formats.read(row, one.form, *self.columns, one.name)
+            if isinstance(found, Chat):
+                last = [m["content"] for m in found.messages if m["role"] == "assistant"][-1]
+                return {**item, "chat": found, **_measured(str(row.get("task") or one.name), last)}
+            rng = random.Random(derive(self.seed, one.name, example, variant))
+            return {**item, **self._render(one, found, example, rng, tasks)}
+        except BadRow as reason:
+            return {**item, "bad": str(reason)}
+
+    def _render(
+        self, one: Source, task: Task, example: int, rng: random.Random, tasks: _Exemplars
+    ) -> dict[str, Any]:
+        """Prompt, answer and exemplars of a task's row. The draws come in a fixed order."""
+        s = one.settings
+        choice, shots, separator = Choice(cot=s.cot >= 1 and bool(task.rationale)), s.shots, SEPARATORS[0]
+        if self.drawn:
+            number, listed, reasons, turned, few = (rng.random() for _ in range(5))
+            choice = Choice(
+                template=int(number * len(self.templates.of(task.task))),
+                options=listed < s.options,
+                cot=bool(task.rationale) and reasons < s.cot,
+                inverted=_inverted(task, turned / s.invert) if turned < s.invert else "",
+            )
+            shots = 1 + int(rng.random() * s.shots) if few < s.few_shot and s.shots else 0
+            separator = SEPARATORS[int(rng.random() * len(SEPARATORS))]
+        prompt, answer = self.templates.render(task, choice, rng)
+        exemplars = []
+        if shots and not task.verbatim:
+            for other in tasks.draw(task, example, shots, rng, reasons=choice.cot):
+                exemplars.append("".join(self.templates.render(other, choice, rng)))
+        return {
+            "prompt": prompt,
+            "answer": answer,
+            "shots": exemplars,
+            "separator": separator,
+            **_measured(task.task, task.target, task.targets, task.choices),
+        }
+
+
+def _measured(
+    task: str, target: str, targets: Sequence[str] = (), choices: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What evaluation measures a row by."""
+    return {"task": task, "target": target, "targets": list(targets or [target]), "choices": list(choices)}
+
+
+def _inverted(task: Task, draw: float) -> str:
+    """Which way a row is turned around; none where it has no input, or its answer is one of few choices."""
+    if not task.input.strip() or task.choices or task.verbatim:
+        return ""
+    forms = list(INVERTED) if task.rationale else ["question"]
+    return forms[int(draw * len(forms))]
+
+
+class _Exemplars:
+    """Rows of a source by task, to draw few-shot exemplars from."""
+
+    def __init__(self, source: Source, columns: tuple[str, str]) -> None:
+        self._source = source
+        self._columns = columns
+        self._by_task: dict[str, Ints] | None = None
+
+    def _index(self) -> dict[str, Ints]:
+        """The used rows of each task. Rows without a task are all of the source's own."""
+        if self._by_task is None:
+            found: dict[str, list[int]] = {}
+            for i in self._source.kept.tolist():
+                found.setdefault(str(self._source.rows[i].get("task") or self._source.name), []).append(i)
+            self._by_task = {task: np.asarray(rows) for task, rows in found.items()}
+        return self._by_task
+
+    def draw(self, task: Task, example: int, count: int, rng: random.Random, reasons: bool) -> list[Task]:
+        """Up to `count` rows of the same task: never the row itself, its double, or another with its input.
+
+        Fewer where the task has no more such rows (or, with `reasons`, with a rationale).
+        """
+        rows = self._index().get(task.task, np.zeros(0, np.int64))
+        picked: list[Task] = []
+        seen, inputs = {example}, {task.input.strip()}
+        for _ in range(4 * count):
+            if len(picked) == count or not len(rows):
+                break
+            row = int(rows[int(rng.random() * len(rows))])
+            if row in seen:
+                continue
+            seen.add(row)
+            try:
+                other = _formats.read(
+                    self._source.rows[row], self._source.form, *self._columns, self._source.name
+                )
+            except BadRow:
+                continue
+            if not isinstance(other, Task) or (reasons and not other.rationale):
+                continue
+            if other.input.strip() not in inputs:
+                inputs.add(other.input.strip())
+                picked.append(other)
+        return picked
+
+
+class EpochOrder:
+    """The rows of each epoch of the mixture, in random order.
+
+    Args:
+        rows: the stored rows, with the columns `source` and `variant`.
+        quotas: examples of each source in an epoch.
+        made: examples of each source that were made in the first form. Where they became more rows
+            (each answer of a chat) or fewer (unusable ones), so does the quota.
+        dry: what a source does that has fewer rows than its quota: `repeat` or `drop`.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        quotas: Sequence[int],
+        made: Sequence[int],
+        names: Sequence[str],
+        dry: Sequence[str],
+        seed: int,
+    ) -> None:
+        source, variant = np.asarray(rows.column("source")), np.asarray(rows.column("variant"))
+        order = np.lexsort((np.arange(len(source)), variant, source))
+        starts = np.flatnonzero(np.diff(source[order] * (variant.max() + 1) + variant[order], prepend=-1))
+        self.names = list(names)
+        self.seed = seed
+        self._forms: list[list[Ints]] = [[] for _ in quotas]  # of each source: its rows, form by form
+        for part in np.split(order, starts[1:]):
+            self._forms[int(source[part[0]])].append(part)
+        self.quotas = []
+        for name, share, count, forms, policy in zip(names, quotas, made, self._forms, dry, strict=True):
+            have = len(forms[0]) if forms else 0
+            if share and not have:
+                raise UserError(f"source '{name}' of the mixture has no usable row; take it out, or mend it")
+            quota = max(1, round(share * have / count)) if share else 0
+            if policy == "error" and quota > have:
+                raise UserError(f"source '{name}' runs dry: an epoch takes {quota} rows, it has {have}")
+            self.quotas.append(min(quota, have) if policy == "drop" else quota)
+        self.rows_per_epoch = sum(self.quotas)
+
+    def __call__(self, epoch: int) -> Ints:
+        """Rows of an epoch, int64, always equally many; a row occurs twice where its source was repeated."""
+        parts = [self._stream(i, epoch * q, q) for i, q in enumerate(self.quotas) if q]
+        rng = np.random.default_rng(derive(self.seed, "mixture", epoch))
+        return np.concatenate(parts)[rng.permutation(self.rows_per_epoch)]
+
+    def _stream(self, source: int, start: int, count: int) -> Ints:
+        """Places [start, +count) of a source's endless walk through its rows."""
+        forms, parts, number = self._forms[source], [], 0
+        while count:
+            rows = forms[number % len(forms)]
+            if start < len(rows):
+                rng = np.random.default_rng(derive(self.seed, "pass", self.names[source], number))
+                part = rows[rng.permutation(len(rows))[start : start + count]]
+                parts.append(part)
+                count -= len(part)
+            start, number = max(0, start - len(rows)), number + 1
+        return np.concatenate(parts)

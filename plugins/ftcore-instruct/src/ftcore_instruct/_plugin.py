@@ -1,0 +1,206 @@
+"""The plugin: which hook does what. Each hook calls functions of the other files."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ftcore import Batch, LossTerm, Sampler, State, UserError, hookimpl, plugin
+from ftcore.config import Config
+from ftcore.plugins import Meta
+from ftcore.sampling import LengthBuckets
+from ftcore.store import Rows
+from ftcore.strategies import base_model
+from ftcore_instruct import _data, _report
+from ftcore_instruct._attention import check_packing, use_segments
+from ftcore_instruct._chat_template import PLAIN
+from ftcore_instruct._evaluation import evaluate, predict
+from ftcore_instruct._forward import call, count_weights, loss_term
+from ftcore_instruct._loss import CHUNK, has_plain_head
+from ftcore_instruct._mixture import EpochOrder
+from ftcore_instruct._packing import PackSampler, flatten, padded
+from ftcore_instruct._rows import Encoder
+
+__all__ = ["Instruct"]
+
+
+@plugin()
+class Instruct:
+    """Tune on instructions and chats: formats, mixtures, packing, evaluation (Chung et al., 2022)."""
+
+    # Formats.
+    format: Literal["auto", "messages", "sharegpt", "task", "alpaca", "prompt"] = "auto"
+    train_on: Literal["assistant", "last", "weights"] = "assistant"
+    wrap: Literal["auto", "true", "false"] = "auto"
+    system: str | None = None
+    chat_template: str | None = None
+    templates: str | None = None
+    # The mixture.
+    sources: dict[str, Any] = field(default_factory=dict)
+    cap: int | None = None
+    dry: Literal["repeat", "drop", "error"] = "repeat"
+    few_shot: float = 0.5
+    shots: int = 4
+    options: float = 0.5
+    cot: float = 0.5
+    invert: float = 0.0
+    variants: int = 4
+    num_tasks: int | None = None
+    # What is evaluated.
+    held_out: list[str] = field(default_factory=list)
+    overlap: Literal["drop", "report", "error", "off"] = "drop"
+    overlap_words: int = 8
+    overlap_share: float = 0.5
+    eval_shots: int = 0
+    eval_cot: bool = False
+    # Packing, loss and evaluation.
+    pack: bool = True
+    loss: Literal["auto", "trained", "chunked", "full"] = "auto"
+    generate: bool = True
+    floors: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("few_shot", "options", "cot", "invert"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a share, 0 to 1, got {getattr(self, name)}")
+        for name in ("variants", "overlap_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("cap", "num_tasks"):
+            if (getattr(self, name) or 1) < 1:
+                raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
+        if min(self.shots, self.eval_shots) < 0:
+            raise ValueError("shots and eval_shots must be at least 0")
+        if not 0 <= self.overlap_share < 1:
+            raise ValueError(f"overlap_share must be in [0, 1), got {self.overlap_share}")
+        self._has_template, self._tokenizer = False, None
+        self._splits: _data.Splits | None = None
+        self._encoder: Encoder | None = None
+        self._table: list[dict[str, Any]] = []
+        if wrong := [t for t, floor in self.floors.items() if not 0 <= floor < 100]:
+            raise ValueError(f"floors.{wrong[0]} must be in [0, 100), got {self.floors[wrong[0]]}")
+        taken = {"row_tensors": self.pack, "logits": self.loss != "full"}
+        meta: Meta = getattr(type(self), "__ftcore__")  # noqa: B009, mypy does not see the decorator's work
+        self.__ftcore__ = replace(meta, removes=tuple(w for w, away in taken.items() if away))
+        self._decoder, self._can_chunk, self._label_smoothing = True, False, 0.0
+
+    # Data.
+
+    @hookimpl(wrapper=True)
+    def load_tokenizer(self) -> Generator[None, Any, Any]:
+        """Give the tokenizer the chat template to train with; it is exported with it."""
+        tokenizer = yield
+        if self.chat_template is not None:
+            tokenizer.chat_template = _read(self.chat_template)
+        self._has_template = tokenizer.chat_template is not None
+        if not self._has_template:
+            tokenizer.chat_template = PLAIN
+        self._tokenizer = tokenizer
+        return tokenizer
+
+    @hookimpl
+    def load_data(self, cfg: Config) -> dict[str, Any]:
+        self._splits = _data.load(cfg, vars(self), self._tokenizer)
+        return dict(self._splits.items)
+
+    @hookimpl
+    def format_examples(
+        self, examples: Sequence[Mapping[str, Any]], tokenizer: Any, cfg: Config, split: str
+    ) -> Sequence[Any]:
+        if self._encoder is None:
+            self._encoder = Encoder(
+                tokenizer,
+                seq2seq=cfg.task.name == "seq2seq",
+                max_length=cfg.data.max_length,
+                train_on=self.train_on,
+                wrap=self._has_template if self.wrap == "auto" else self.wrap == "true",
+                system=self.system,
+            )
+        return self._encoder.rows(examples, evaluated=split != "train")
+
+    @hookimpl
+    def build_sampler(self, rows: Rows, batch_size: int, seed: int, cfg: Config) -> Sampler:
+        assert self._splits is not None
+        train = self._splits.items["train"]
+        order = EpochOrder(
+            rows,
+            self._splits.quotas,
+            [train.passes(i)[0] for i in range(len(train.sources))],
+            [s.name for s in train.sources],
+            [s.settings.dry for s in train.sources],
+            seed,
+        )
+        self._table = _report.mixture(rows, order)
+        if self.pack:
+            sides = [rows.sizes(name) for name in ("input_ids", "labels")]
+            return PackSampler(order, np.maximum(*sides), cfg.data.max_length, batch_size, seed)
+        return LengthBuckets(rows.lengths, batch_size, seed, order=order)
+
+    @hookimpl
+    def on_train_start(self, state: State) -> None:
+        """Show the mixture, and write it and the overlap report into the run's directory."""
+        assert self._splits is not None
+        _report.show(self._table, self._splits.overlap, state.run_dir)
+
+    # Training.
+
+    @hookimpl
+    def setup_model(self, model: Any, cfg: Config) -> None:
+        """Prove that the model can train on packed rows before it does."""
+        self._decoder = not model.config.is_encoder_decoder
+        self._label_smoothing = cfg.task.label_smoothing
+        can_chunk = self._decoder and has_plain_head(model) and not self._label_smoothing
+        self._can_chunk = can_chunk and cfg.train.precision != "fp16" and self.train_on != "weights"
+        if self.loss == "chunked" and not self._can_chunk:
+            raise UserError(
+                f"plugin.instruct.loss=chunked: {type(model).__name__} can't, or not with fp16, label"
+                " smoothing or weights; use auto"
+            )
+        if self.pack:
+            use_segments(model)
+            check_packing(model, lambda rows: flatten(rows, self._decoder))
+
+    @hookimpl
+    def collate(self, examples: Sequence[Mapping[str, Any]], tokenizer: Any) -> Batch:
+        if self.pack:
+            return flatten(examples, self._decoder)
+        return padded(examples, self._decoder, tokenizer.pad_token_id or 0, tokenizer.padding_side)
+
+    @hookimpl
+    def count_units(self, batch: Batch) -> dict[str, float]:
+        return count_weights(batch)
+
+    @hookimpl
+    def forward(self, model: Any, batch: Batch) -> Any:
+        kept = batch["kept"].numel() * base_model(model).config.vocab_size if self._can_chunk else 0
+        least = {"auto": CHUNK, "chunked": 0}.get(self.loss)
+        return call(model, batch, keep=self.loss != "full", headless=least is not None and kept > least)
+
+    @hookimpl
+    def compute_loss(self, model: Any, batch: Batch, outputs: Any) -> dict[str, LossTerm]:
+        return {"task": loss_term(model, batch, outputs, self._label_smoothing)}
+
+    # Evaluation.
+
+    @hookimpl
+    def predict(self, model: Any, batch: Batch, tokenizer: Any, cfg: Config) -> Mapping[str, Sequence[Any]]:
+        def collate(rows: list[dict[str, Any]]) -> Batch:
+            return self.collate(rows, tokenizer)
+
+        tokens = cfg.task.max_new_tokens if self.generate else None
+        return predict(model, batch, tokenizer, collate, tokens)
+
+    @hookimpl
+    def evaluate(self, predictions: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        return evaluate(predictions, self.floors, with_texts=self._decoder)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"plugin.instruct.chat_template: can't read {path}: {error.strerror}") from error
