@@ -131,7 +131,7 @@ def file_hash(path: Path) -> str:
 
 def text_task(cfg: Config) -> str:
     """`seq2seq` where the model is an encoder-decoder, else `causal_lm`; reads its config alone."""
-    name = _tiny(cfg.model)
+    name = tiny_name(cfg.model)
     config = _load_config(cfg, name, "" if name else locate(cfg.model))
     return "seq2seq" if config.is_encoder_decoder else "causal_lm"
 
