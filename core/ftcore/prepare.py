@@ -73,12 +73,17 @@ def _trained(labels: Sequence[int]) -> int:
 
 @dataclass(kw_only=True)
 class Prepared:
-    """Formatted splits, the class names, what the audit found, and what identifies the data."""
+    """Formatted splits, the class names, what the audit found, and what identifies the data.
+
+    `fingerprint` is of the rows as formatted, so it differs between tokenizers and formatters; `source`
+    is of the data they were made from.
+    """
 
     splits: dict[str, Rows]
     labels: list[str]
     audits: dict[str, Audit]
     fingerprint: str
+    source: str
 
 
 def cache_root() -> Path:
@@ -99,7 +104,8 @@ def prepare(hooks: Hooks, tokenizer: Any) -> Prepared:
     raw: dict[str, Any] | None = None
     if not (by_core and isinstance(cfg.data, FilesData)):
         raw = hooks.load_data()
-    key = _key(hooks, tokenizer, data.fingerprint(cfg, raw))
+    source = data.fingerprint(cfg, raw)
+    key = _key(hooks, tokenizer, source)
     directory = cache_root() / "data" / key
     if not (directory / "meta.json").is_file():
         _make(hooks, tokenizer, raw if raw is not None else hooks.load_data(), directory)
@@ -109,6 +115,7 @@ def prepare(hooks: Hooks, tokenizer: Any) -> Prepared:
         labels=meta["labels"],
         audits={split: Audit(**audit) for split, audit in meta["audits"].items()},
         fingerprint=key,
+        source=source,
     )
     for split, audit in prepared.audits.items():
         _judge(audit, split, cfg)

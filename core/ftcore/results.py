@@ -82,6 +82,7 @@ def describe_run(job: Job) -> dict[str, Any]:
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "data": {
             "fingerprint": job.prepared.fingerprint,
+            "source": job.prepared.source,
             "splits": {name: asdict(audit) for name, audit in job.prepared.audits.items()},
             "labels": job.prepared.labels,
         },
