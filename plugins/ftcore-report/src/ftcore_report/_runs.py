@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Problem", "Run", "find_runs", "read_records", "read_table"]
 
 MARKS = ("config.yaml", "run.json", "result.json", "metrics.jsonl")
-BELOW = {"model", "checkpoints", "predictions"}  # of a run: nothing to look for in there
+BELOW = {"model", "checkpoints", "predictions", "wandb"}  # of a run: nothing to look for in there
 NOT_THE_RECIPE = {"seed", "name", "force", "offline", *(f"train.{key}" for key in UNESSENTIAL)}
 ALIVE_SECONDS = 120.0
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -219,7 +219,8 @@ def read_table(path: Path) -> pa.Table | None:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # `read_table` would import pandas
+            return file.read()
     except (OSError, pa.ArrowException):
         return None
 
