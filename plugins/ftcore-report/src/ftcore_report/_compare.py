@@ -158,7 +158,7 @@ def _note_missing(part: Part, arm: Arm) -> None:
     """Name what an arm's figures are without."""
     for what, runs in (
         ("failed or stopped without a result", arm.failed),
-        ("still running", arm.running),
+        ("running, or stopped in the last two minutes", arm.running),
         (f"without {part.metric}", arm.lacking),
     ):
         if runs:

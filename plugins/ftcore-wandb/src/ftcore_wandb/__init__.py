@@ -66,6 +66,7 @@ class Wandb:
     def on_train_end(self, state: State) -> None:
         if self._run is not None:
             result = json.loads((state.run_dir / "result.json").read_text(encoding="utf-8"))
+            self._run.log({}, commit=True)  # or the last record comes after, and above, the summary
             self._run.summary.update(result["metrics"])
             self._run.finish()
 
