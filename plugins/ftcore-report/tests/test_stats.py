@@ -42,6 +42,14 @@ def test_deals_equal_the_enumeration(n: int, m: int, paired: bool) -> None:
     assert _stats.permutation(a, b, paired=paired) == pytest.approx(brute_deals(a, b), abs=1e-12)
 
 
+def test_six_pairs_do_not_fall_behind_five() -> None:
+    """At a level that swaps within six pairs can't reach, runs are dealt: more seeds never claim less."""
+    smallest = [
+        _stats.permutation(np.arange(n) + 9.0, np.arange(n) / 9, paired=True, alpha=0.05 / 3) for n in (5, 6)
+    ]
+    assert smallest == pytest.approx([2 / 252, 2 / 924])
+
+
 @pytest.mark.parametrize(("n", "paired"), [(13, True), (8, False)])
 def test_drawn_relabellings_agree_with_the_enumeration(n: int, paired: bool) -> None:
     """Above 4,096 relabellings, 9,999 are drawn: within four standard errors of the exact p."""

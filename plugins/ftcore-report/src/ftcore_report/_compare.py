@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ALPHA", "Comparison", "Line", "compare"]
 
 ALPHA = 0.05
+PAIRS_FROM = 6  # shared seeds that make a pairing worth more than the runs that it leaves out
 MANY_SEEDS = 1000  # more than anyone will run: said as such
 
 
@@ -176,11 +177,13 @@ def _differences(part: Part, baseline: Arm, lines: dict[str, Line]) -> None:
     base = lines[baseline.label]
     base.verdict = "baseline"
     tested = []
+    others = sum(len(arm.runs) > 1 for arm in part.arms) - 1 if len(baseline.runs) > 1 else 0
+    alpha = ALPHA / max(1, others)
     for arm in part.arms:
         line = lines[arm.label]
         if arm is baseline or not line.runs or not base.runs:
             continue
-        line.difference = _difference(part, arm, baseline)
+        line.difference = _difference(part, arm, baseline, alpha)
         if line.difference.p is None:
             line.verdict = "one seed: nothing can be said"
         else:
@@ -188,16 +191,14 @@ def _differences(part: Part, baseline: Arm, lines: dict[str, Line]) -> None:
     levels = _stats.holm([p for *_, p in tested])
     for (line, d, _), (adjusted, share) in zip(tested, levels, strict=True):
         line.p, line.corrected = adjusted, _stats.interval(d, ALPHA * share)
-        line.verdict = _verdict(line, d, part.sign, ALPHA / len(tested))
+        line.verdict = _verdict(line, d, part.sign, alpha)
 
 
-def _difference(part: Part, arm: Arm, baseline: Arm) -> Difference:
+def _difference(part: Part, arm: Arm, baseline: Arm, alpha: float) -> Difference:
     """Paired by unit where the arms have the same ones; by test row where every run scored the same rows."""
     shared = [unit for unit in arm.runs if unit in baseline.runs]
     several = len(shared) > 1 or len(arm.runs) == len(baseline.runs) == 1
-    paired = several and (
-        len(shared) >= _stats.FLIPS_FROM or len(shared) == len(arm.runs) == len(baseline.runs)
-    )
+    paired = several and (len(shared) >= PAIRS_FROM or len(shared) == len(arm.runs) == len(baseline.runs))
     left = {*arm.runs, *baseline.runs} - set(shared) if paired else set()
     if left:
         part.notes.append(
@@ -211,9 +212,8 @@ def _difference(part: Part, arm: Arm, baseline: Arm) -> Difference:
         tables = np.array([[run.metrics[part.metric]] for run in [*ours, *theirs]])
         if (note := f"intervals resample seeds only: {why_not}") not in part.notes:
             part.notes.append(note)
-    return _stats.difference(
-        tables[: len(ours)], tables[len(ours) :], paired=paired, rows=not why_not and tables.shape[1] > 1
-    )
+    of_rows, n = not why_not and tables.shape[1] > 1, len(ours)
+    return _stats.difference(tables[:n], tables[n:], paired=paired, rows=of_rows, alpha=alpha)
 
 
 def _seeds(units: set[Hashable]) -> str:

@@ -32,7 +32,6 @@ Array = NDArray[np.float64]
 
 EXACT = 2**12  # relabellings that are enumerated; above, so many are drawn:
 DRAWS = 9_999
-FLIPS_FROM = 6  # seed pairs: with fewer, sign flips can't reach p < 0.05
 POWER = 0.8
 
 
@@ -63,11 +62,12 @@ class Difference:
     row_variance: float = math.nan
 
 
-def difference(arm: Array, baseline: Array, *, paired: bool, rows: bool) -> Difference:
+def difference(arm: Array, baseline: Array, *, paired: bool, rows: bool, alpha: float = 0.05) -> Difference:
     """Compare two tables [runs, rows]; where `paired`, their runs correspond.
 
     Args:
         rows: whether the columns are test rows, the same in both tables, to be resampled too.
+        alpha: what p has to get to, see `permutation`.
     """
     if paired and len(arm) != len(baseline):
         raise ValueError(f"paired tables need equally many runs, got {len(arm)} and {len(baseline)}")
@@ -86,7 +86,7 @@ def difference(arm: Array, baseline: Array, *, paired: bool, rows: bool) -> Diff
         paired=paired,
         se=se,
         df=df,
-        p=permutation(arm.mean(axis=1), baseline.mean(axis=1), paired=paired),
+        p=permutation(arm.mean(axis=1), baseline.mean(axis=1), paired=paired, alpha=alpha),
         seed_variance=seed_variance,
         row_variance=row_variance,
     )
@@ -121,18 +121,18 @@ def crossed_variance(signed: Sequence[Array]) -> tuple[float, float, float, floa
     return math.sqrt(total), df, seeds, max(0.0, of_rows - rest)
 
 
-def permutation(arm: Array, baseline: Array, *, paired: bool) -> float:
+def permutation(arm: Array, baseline: Array, *, paired: bool, alpha: float = 0.05) -> float:
     """Two-sided p of the difference of means over relabellings of the runs.
 
-    The labels are swapped within the pairs where there are at least six. With fewer, and where nothing is
-    paired, runs are dealt out to the arms anew: for pairs that resemble each other this errs towards
-    no difference. Up to 4,096 relabellings are enumerated; of more, 9,999 are drawn and the observed
-    one counted in (Phipson and Smyth, 2010).
+    The labels are swapped within pairs where there are enough pairs for that to reach `alpha` (six for 0.05).
+    With fewer, and where nothing is paired, runs are dealt out to the arms anew: for pairs that resemble
+    each other this errs towards no difference. Up to 4,096 relabellings are enumerated; of more, 9,999
+    are drawn and the observed one counted in (Phipson and Smyth, 2010).
 
     Args:
         arm, baseline: one figure a run.
     """
-    if paired and len(arm) >= FLIPS_FROM:
+    if paired and 2 / 2 ** len(arm) <= alpha:
         d = arm - baseline
         return _share(abs(d.mean()), np.abs(_signs(len(d)) @ d) / len(d), 2 ** len(d) <= EXACT)
     pool, n = np.concatenate([arm, baseline]), len(arm)
@@ -203,12 +203,12 @@ def needed(d: Difference, alpha: float) -> Need | None:
     if allowed <= d.row_variance:
         return Need(rows=math.ceil(d.rows * d.row_variance / allowed))
     seeds = d.seed_variance / (allowed - d.row_variance) + z * z / (2 if d.paired else 4)
-    return Need(seeds=max(math.ceil(seeds), _fewest(alpha, d.paired)))
+    return Need(seeds=max(math.ceil(seeds), _fewest(alpha)))
 
 
-def _fewest(alpha: float, paired: bool) -> int:
+def _fewest(alpha: float) -> int:
     """Fewest runs an arm with which `permutation` can reach `alpha`."""
     n = 2
-    while 2 / (2**n if paired and n >= FLIPS_FROM else comb(2 * n, n)) > alpha:
+    while 2 / comb(2 * n, n) > alpha:
         n += 1
     return n

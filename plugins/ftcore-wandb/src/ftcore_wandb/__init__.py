@@ -56,7 +56,7 @@ class Wandb:
                 config=config,
                 allow_val_change=True,  # a resumed run may log or keep more
                 reinit="finish_previous",  # of a sweep's job that failed in this process
-                settings=wandb.Settings(console="off", silent=True),
+                settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
             )
         except wandb.Error as error:
             reason = str(error).partition("\n")[0]
