@@ -44,6 +44,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/contrastive.py
 	$(BIN)/python benchmarks/contrastive.py --memory
 	$(BIN)/python benchmarks/zero.py
+	$(BIN)/python benchmarks/compare.py
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -92,6 +92,8 @@ def test_key_depends_on_whatever_changes_the_rows(made: Any) -> None:
     ]
     assert len({plain, *(p.fingerprint for p in others)}) == 1 + len(others)
     assert made({"seed": 5, "optim.lr": 0.1}, train=more).fingerprint == plain
+    # The source is of the data alone: equal where only the formatting differs.
+    assert [p.source == made(train=more).source for p in others] == [True] * 5 + [False]
 
 
 def test_data_of_a_plugin_is_not_taken_for_that_of_the_files(made: Any) -> None:

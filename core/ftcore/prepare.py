@@ -104,14 +104,16 @@ def _trained(labels: Sequence[int]) -> int:
 class Prepared:
     """Formatted splits, the class names, what the audit found, and what identifies the data.
 
-    `fingerprint` is of the rows as formatted; `files` of the files that core read, None where others did.
+    `fingerprint` is of the rows as formatted, so it differs between tokenizers and formatters; `source`
+    is of the data they were made from, `from_files` where that is the bytes of files that core read.
     """
 
     splits: dict[str, Rows]
     labels: list[str]
     audits: dict[str, Audit]
     fingerprint: str
-    files: str | None
+    source: str
+    from_files: bool
 
 
 def prepare(
@@ -134,14 +136,14 @@ def prepare(
     by_core = hooks.implemented("load_data") == ["core"]
     if raw is None and not (by_core and isinstance(cfg.data, FilesData)):
         raw = hooks.load_data()
-    content = data.fingerprint(cfg, raw)
-    key = _key(hooks, tokenizer, content, labels)
+    source = data.fingerprint(cfg, raw)
+    key = _key(hooks, tokenizer, source, labels)
     directory = cache_root() / "data" / key
     if not (directory / "meta.json").is_file():
         with scratch_directory() as scratch, _only_one(directory):  # many processes may want these rows
             if not (directory / "meta.json").is_file():
                 _make(hooks, tokenizer, hooks.load_data() if raw is None else raw, scratch, labels)
-                if raw is None and data.fingerprint(cfg, None) != content:
+                if raw is None and data.fingerprint(cfg, None) != source:
                     raise UserError(
                         "a file of the data changed while it was read; run again when it is complete"
                     )
@@ -152,7 +154,8 @@ def prepare(
         labels=meta["labels"],
         audits={split: Audit(**audit) for split, audit in meta["audits"].items()},
         fingerprint=key,
-        files=content if raw is None else None,
+        source=source,
+        from_files=raw is None,
     )
     for split, audit in prepared.audits.items():
         _judge(audit, split, cfg)

@@ -96,7 +96,8 @@ def describe_run(job: Job) -> dict[str, Any]:
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "data": {
             "fingerprint": job.prepared.fingerprint,
-            "files": job.prepared.files,
+            "source": job.prepared.source,
+            "from_files": job.prepared.from_files,
             "splits": {name: asdict(audit) for name, audit in job.prepared.audits.items()},
             "labels": job.prepared.labels,
         },

@@ -280,8 +280,8 @@ def _files_changed(cfg: Config, run_dir: Path) -> bool:
     from ftcore import data
 
     try:
-        then = json.loads((run_dir / "run.json").read_text())["data"]["files"]
-        return then is not None and then != data.fingerprint(cfg, None)
+        then = json.loads((run_dir / "run.json").read_text())["data"]
+        return bool(then["from_files"] and then["source"] != data.fingerprint(cfg, None))
     except (OSError, KeyError, ValueError, UserError):
         return False
 
