@@ -184,6 +184,14 @@ class Config:
             del plain["train"][key]
         return plain
 
+    def chosen_plugins(self) -> dict[str, dict[str, Any]]:
+        """Options by plugin, in the order of selection; a strategy that a plugin brings comes last."""
+        chosen = dict(self.plugin)
+        if isinstance(self.trainer, dict):  # the trainer's options are that plugin's
+            options = dict(self.trainer)
+            chosen[options.pop("strategy")] = options
+        return chosen
+
     def micro_batch_size(self, world_size: int) -> int:
         """Rows per forward on one rank; the default shares the batch out over the ranks."""
         return self.train.micro_batch_size or -(-self.train.batch_size // world_size)

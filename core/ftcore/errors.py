@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["Interrupted", "TrainingError", "UserError", "nearest"]
+__all__ = ["InUse", "Interrupted", "SweepFailed", "TrainingError", "UserError", "nearest"]
 
 
 class UserError(Exception):
@@ -13,8 +13,16 @@ class UserError(Exception):
     """
 
 
+class InUse(UserError):
+    """Another process works in this run directory."""
+
+
 class TrainingError(Exception):
     """Training can't go on (a loss that is not finite, a rank that died): one line, exit 1."""
+
+
+class SweepFailed(TrainingError):
+    """Some jobs of a multirun failed."""
 
 
 class Interrupted(Exception):

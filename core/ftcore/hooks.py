@@ -5,10 +5,7 @@ The loop never touches pluggy itself.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -16,7 +13,7 @@ import pluggy
 from ftcore import hookspecs
 from ftcore.contract import Batch, LossTerm, Sampler, Shard, State, Step
 from ftcore.errors import UserError
-from ftcore.plugins import Enabled
+from ftcore.plugins import Enabled, source_hash
 
 if TYPE_CHECKING:
     import torch
@@ -26,19 +23,9 @@ if TYPE_CHECKING:
     from ftcore.store import Rows
     from ftcore.strategies import Strategy
 
-__all__ = ["Hooks", "source_hash"]
+__all__ = ["Hooks"]
 
 CHAINED = ("setup_model", "on_export")
-
-
-def source_hash(function: Any) -> str:
-    """Hash of the source that a hook implementation may call: its package, or its single file."""
-    file = Path(inspect.getsourcefile(function) or "")
-    files = sorted(file.parent.rglob("*.py")) if (file.parent / "__init__.py").is_file() else [file]
-    digest = hashlib.sha256()
-    for one in files:
-        digest.update(one.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class Hooks:

@@ -115,11 +115,7 @@ class Job:
 
 def build_hooks(cfg: Config) -> Hooks:
     """Fresh plugin instances of the config's choice, checked, above core's defaults."""
-    chosen = dict(cfg.plugin)
-    if isinstance(cfg.trainer, dict):  # a strategy that a plugin brings: its options are the trainer's
-        options = dict(cfg.trainer)
-        chosen[options.pop("strategy")] = options
-    hooks = Hooks(Defaults(cfg), enable(chosen), cfg)
+    hooks = Hooks(Defaults(cfg), enable(cfg.chosen_plugins()), cfg)
     metric, known = (cfg.task.metric or "").lstrip("-").rpartition("/")[2], TASKS[cfg.task.name].METRICS
     if metric and metric not in known and hooks.implemented("evaluate") == ["core"]:
         raise UserError(f"task.metric: task={cfg.task.name} has no '{metric}'; {nearest(metric, known)}")
