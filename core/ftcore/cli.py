@@ -139,7 +139,7 @@ def _help() -> str:
 
     roots = [CONF, *conf_dirs().values()]
     lines = []
-    for group in ("model", "data", "task", "optim", "trainer", "experiment", "plugin"):
+    for group in ("model", "data", "task", "optim", "trainer", "experiment", "arm", "plugin"):
         names = sorted({f.stem for root in roots for f in (root / group).glob("*.yaml")})
         lines.append(f"  {group:<12}{', '.join(names) or '(none installed)'}")
     commands = sorted(p.name for p in entry_points(group="ftcore.commands"))

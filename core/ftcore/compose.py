@@ -4,8 +4,10 @@ Registers the schemas and the search path, says which plugins were chosen, names
 and turns Hydra's errors into one line that says what to write instead.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import re
 import sys
@@ -13,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ftcore import config, data
-from ftcore.errors import UserError, nearest, note
+from ftcore import config, data, sweep
+from ftcore.errors import Interrupted, UserError, nearest, note
 from ftcore.hints import HINTS
 from ftcore.plugins import conf_dirs
 from ftcore.shortforms import expand
@@ -72,41 +74,69 @@ def _register() -> None:
     OmegaConf.register_new_resolver("ftcore.slug", lambda o: slug(list(o)), replace=True)
 
 
-def run_hydra(job: Callable[[config.Config, Path], Any], arguments: Sequence[str]) -> Any:
-    """Run `job(config, run directory)` for this command line: once, or once a job under `-m`."""
+def run_hydra(job: Callable[[config.Config, Path], float], arguments: Sequence[str]) -> None:
+    """Run `job(config, run directory)` for this command line: once, or once a job under `-m`.
+
+    Raises:
+        SweepFailed: some jobs of a multirun failed; the others were run all the same.
+    """
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     _register()
     arguments = _expand(arguments)
     _check_options(arguments)
-    failures: list[BaseException] = []
-
-    def task(cfg: Any) -> Any:
-        try:
-            return job(_convert(cfg), Path(HydraConfig.get().runtime.output_dir))
-        except BaseException as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            failures.append(error)  # past Hydra, which would print a line of its own
-            return None
-
+    task = Task(job)
     version = {"version_base": "1.3"} if _wants_version_base() else {}
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive as exceptions, for `explain`
-    result = hydra.main(config_path=str(CONF), config_name="config", **version)(task)()
-    if failures:
-        raise failures[0]
-    return result
+    with sweep.sweep() if _is_sweep(arguments) else contextlib.nullcontext():
+        try:
+            hydra.main(config_path=str(CONF), config_name="config", **version)(task)()
+        except KeyboardInterrupt:
+            raise task.error or KeyboardInterrupt from None
+        if task.error is not None:
+            raise task.error
+
+
+class Task:
+    """What Hydra calls for each job; launchers take it to other processes."""
+
+    def __init__(self, job: Callable[[config.Config, Path], float]) -> None:
+        self.job = job
+        self.error: BaseException | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _register()  # in a launcher's process
+
+    def __call__(self, cfg: Any) -> float:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra_cfg = HydraConfig.get()
+        run_dir = Path(hydra_cfg.runtime.output_dir)
+        if hydra_cfg.mode != RunMode.MULTIRUN:
+            try:
+                return self.job(_convert(cfg), run_dir)
+            except BaseException as error:
+                self.error = error  # past Hydra, which would print a line of its own
+                return math.nan
+        try:
+            return sweep.job(run_dir, lambda: self.job(_convert(cfg), run_dir))
+        except Interrupted as error:
+            self.error = error
+            raise KeyboardInterrupt from error  # which Hydra does not take for one job's failure
+
+
+def _is_sweep(arguments: Sequence[str]) -> bool:
+    return bool({"-m", "--multirun"} & set(arguments))
 
 
 def _expand(arguments: Sequence[str]) -> list[str]:
     """The arguments without short forms; says what each of those stands for."""
     roots = [CONF, *conf_dirs().values()]
     choices = {g: {f.stem for root in roots for f in (root / g).glob("*.yaml")} for g in ("data", "model")}
-    sweep = bool({"-m", "--multirun"} & set(arguments))
-    full, notes = expand(arguments, choices, sweep=sweep)
+    full, notes = expand(arguments, choices, sweep=_is_sweep(arguments))
     for one in notes:
         note(one)
     return full

@@ -198,6 +198,18 @@ class Config:
             del plain["train"][key]
         return plain
 
+    def chosen_plugins(self) -> dict[str, dict[str, Any]]:
+        """Options by plugin, in the order of selection; a strategy that a plugin brings comes last."""
+        chosen = dict(self.plugin)
+        if self.trainer_plugin is not None:
+            chosen[self.trainer_plugin] = {k: v for k, v in self.trainer.items() if k != "strategy"}
+        return chosen
+
+    @property
+    def trainer_plugin(self) -> str | None:
+        """The plugin that brings the strategy, whose options are the trainer's."""
+        return str(self.trainer["strategy"]) if isinstance(self.trainer, dict) else None
+
     def micro_batch_size(self, world_size: int) -> int:
         """Rows per forward on one rank; the default shares the batch out over the ranks."""
         return self.train.micro_batch_size or -(-self.train.batch_size // world_size)

@@ -5,7 +5,16 @@ import os
 import sys
 from collections.abc import Iterable
 
-__all__ = ["Interrupted", "TrainingError", "UserError", "nearest", "note", "root_cause"]
+__all__ = [
+    "InUse",
+    "Interrupted",
+    "SweepFailed",
+    "TrainingError",
+    "UserError",
+    "nearest",
+    "note",
+    "root_cause",
+]
 
 
 class UserError(Exception):
@@ -15,8 +24,16 @@ class UserError(Exception):
     """
 
 
+class InUse(UserError):
+    """Another process works in this run directory."""
+
+
 class TrainingError(Exception):
     """Training can't go on (a loss that is not finite, a rank that died): one line, exit 1."""
+
+
+class SweepFailed(TrainingError):
+    """Some jobs of a multirun failed."""
 
 
 class Interrupted(Exception):

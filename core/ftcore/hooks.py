@@ -6,11 +6,8 @@ The loop never touches pluggy itself.
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -18,7 +15,7 @@ import pluggy
 from ftcore import hookspecs
 from ftcore.contract import Batch, LossTerm, Sampler, Shard, State, Step
 from ftcore.errors import UserError
-from ftcore.plugins import Enabled
+from ftcore.plugins import Enabled, source_hash
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
     from ftcore.store import Rows
     from ftcore.strategies import Strategy
 
-__all__ = ["Hooks", "source_hash"]
+__all__ = ["Hooks"]
 
 CHAINED = ("setup_model", "on_export")
 
@@ -75,16 +72,6 @@ class Segments:
 
     def __next__(self) -> Any:
         return self._next()
-
-
-def source_hash(function: Any) -> str:
-    """Hash of the source that a hook implementation may call: its package, or its single file."""
-    file = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
-    files = sorted(file.parent.rglob("*.py")) if (file.parent / "__init__.py").is_file() else [file]
-    digest = hashlib.sha256()
-    for one in files:
-        digest.update(one.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class Hooks:

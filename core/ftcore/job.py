@@ -123,12 +123,7 @@ def build_hooks(cfg: Config) -> Hooks:
     go_offline(cfg)
     if cfg.task.name == "auto":
         cfg = replace(cfg, task=replace(cfg.task, name=text_task(cfg)))
-    chosen, trainer = dict(cfg.plugin), None
-    if isinstance(cfg.trainer, dict):  # a strategy that a plugin brings: its options are the trainer's
-        options = dict(cfg.trainer)
-        trainer = options.pop("strategy")
-        chosen[trainer] = options
-    hooks = Hooks(Defaults(cfg), enable(chosen, trainer), cfg)
+    hooks = Hooks(Defaults(cfg), enable(cfg.chosen_plugins(), cfg.trainer_plugin), cfg)
     metric, known = (cfg.task.metric or "").lstrip("-").rpartition("/")[2], TASKS[cfg.task.name].METRICS
     if metric and metric not in known and hooks.implemented("evaluate") == ["core"]:
         raise UserError(f"task.metric: task={cfg.task.name} has no '{metric}'; {nearest(metric, known)}")

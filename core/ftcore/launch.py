@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ftcore.errors import Interrupted, TrainingError, UserError
+from ftcore.signals import caught
 
 __all__ = ["launch"]
 
@@ -32,11 +33,6 @@ def launch(ranks: int, run_dir: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="ftcore-ranks-") as reports:
         children = [_start(rank, ranks, run_dir, Path(reports)) for rank in range(ranks)]
-        numbers = [
-            signal.SIGTERM,
-            signal.SIGINT,
-            *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []),
-        ]
 
         received: list[int] = []
 
@@ -48,16 +44,14 @@ def launch(ranks: int, run_dir: Path) -> None:
                 if child.poll() is None:
                     child.send_signal(number)
 
-        before = {n: signal.signal(n, forward) for n in numbers}
-        try:
-            first = _wait(children)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
-        _raise(first, children, run_dir, Path(reports))
+        with caught(forward):
+            try:
+                first = _wait(children)
+            finally:
+                for child in children:
+                    if child.poll() is None:
+                        child.kill()
+            _raise(first, children, run_dir, Path(reports))
 
 
 def _start(rank: int, ranks: int, run_dir: Path, reports: Path) -> subprocess.Popen[bytes]:

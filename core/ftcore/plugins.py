@@ -5,6 +5,8 @@ module level; each run has its own instances and its own `pluggy.PluginManager`.
 """
 
 import dataclasses
+import hashlib
+import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import pluggy
 
 from ftcore.errors import UserError, nearest
 
-__all__ = ["API", "Enabled", "Meta", "conf_dirs", "enable", "hookimpl", "installed", "plugin"]
+__all__ = ["API", "Enabled", "Meta", "conf_dirs", "enable", "hookimpl", "installed", "plugin", "source_hash"]
 
 API = 1
 """Number of the hook interface. Adding a hook or an argument does not change it."""
@@ -92,9 +94,24 @@ class Enabled:
         return typing.cast(Meta, self.instance.__ftcore__)
 
     @property
+    def source(self) -> str:
+        """Hash of its source: another one is another technique."""
+        return source_hash(type(self.instance))
+
+    @property
     def summary(self) -> str:
         """First line of the class's docstring."""
         return (type(self.instance).__doc__ or "").strip().partition("\n")[0]
+
+
+def source_hash(made: Any) -> str:
+    """Hash of the source that a class or function may call: its package, or its single file."""
+    file = Path(inspect.getsourcefile(made) or "")
+    files = sorted(file.parent.rglob("*.py")) if (file.parent / "__init__.py").is_file() else [file]
+    digest = hashlib.sha256()
+    for one in files:
+        digest.update(one.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def installed() -> dict[str, list[EntryPoint]]:

@@ -87,6 +87,7 @@ def describe_run(job: Job) -> dict[str, Any]:
                 "name": p.name,
                 "distribution": p.distribution,
                 "version": p.version,
+                "source": p.source,
                 "options": p.options,
                 # What the plugin did to this model, where it says so.
                 **({"describes": p.instance.describe()} if hasattr(p.instance, "describe") else {}),

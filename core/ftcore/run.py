@@ -1,4 +1,4 @@
-"""One run from its config to its result: the directory, its lock, resuming, and starting ranks.
+"""One run from its config to its result: the directory, its lease, resuming, and starting ranks.
 
 run(cfg, directory)   in the process that the user started
 train_here(...)       in every process that is a rank
@@ -21,6 +21,7 @@ from ftcore import checkpoint, config
 from ftcore.config import Config
 from ftcore.errors import TrainingError, UserError
 from ftcore.launch import launch
+from ftcore.lease import lease
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag, stop_flag
 from ftcore.strategies import local_ranks, rank_environment, whole_shape
@@ -45,29 +46,18 @@ def run(cfg: Config, run_dir: Path) -> float:
     rank, world_size, _ = rank_environment()
     run_dir = run_dir.absolute()
     if rank == 0:
-        from filelock import FileLock, Timeout
-
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{run_dir} is in use by another run; wait for it, or set another name="
-            ) from None
-        try:
-            return _run_locked(cfg, run_dir, world_size)
-        finally:
-            lock.release()
-    # A rank of an outside launcher: rank 0 has the lock, and comes to the same conclusion.
+        with lease(run_dir):
+            return _run_leased(cfg, run_dir, world_size)
+    # A rank of an outside launcher: rank 0 has the lease, and comes to the same conclusion.
     return _metric(_finished(cfg, run_dir) or _in_place(cfg, run_dir))
 
 
-def _run_locked(cfg: Config, run_dir: Path, world_size: int) -> float:
+def _run_leased(cfg: Config, run_dir: Path, world_size: int) -> float:
     if (finished := _finished(cfg, run_dir)) is not None:
-        screen = Screen(shown=True)
-        screen.line(f"already finished (force=true runs it again): {run_dir}")
-        screen.result(finished, str(run_dir))
+        figure = (
+            f" ({finished['metric']['name']} {_metric(finished):.4g})" if finished["metric"]["name"] else ""
+        )
+        Screen(shown=True).line(f"already finished{figure}; force=true runs it again: {run_dir}")
         return _metric(finished)
     from ftcore.job import build_hooks
     from ftcore.prepare import prepare
@@ -269,6 +259,7 @@ def _finished(cfg: Config, run_dir: Path) -> dict[str, Any] | None:
             f"the data files have changed since the run in {run_dir} was started; set another name=, or"
             " force=true to replace it"
         )
+    _check_sources(cfg, run_dir)
     if not (run_dir / "result.json").is_file():
         return None
     result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
@@ -284,6 +275,21 @@ def _files_changed(cfg: Config, run_dir: Path) -> bool:
         return bool(then["from_files"] and then["source"] != data.fingerprint(cfg, None))
     except (OSError, KeyError, ValueError, UserError):
         return False
+
+
+def _check_sources(cfg: Config, run_dir: Path) -> None:
+    """Refuse to take what another version of a plugin computed for this one's."""
+    from ftcore.plugins import enable
+
+    path = run_dir / "run.json"
+    before = json.loads(path.read_text())["plugins"] if path.is_file() else []
+    sources = {p["name"]: p.get("source") for p in before}
+    for one in enable(cfg.chosen_plugins(), cfg.trainer_plugin):
+        if sources.get(one.name, one.source) != one.source:
+            raise UserError(
+                f"{run_dir} holds a run with another source of plugin '{one.name}', which has changed since;"
+                " set another name=, or force=true to replace it"
+            )
 
 
 def _has_begun(run_dir: Path) -> bool:

@@ -4,10 +4,11 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
-__all__ = ["OUTPUT_LOST", "StopFlag", "stop_flag"]
+__all__ = ["OUTPUT_LOST", "StopFlag", "caught", "stop_flag"]
 
 REQUEUE = 75  # EX_TEMPFAIL
 INTERRUPTED = 130
@@ -36,15 +37,36 @@ class StopFlag:
 
 @contextlib.contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Catch SIGTERM, SIGUSR1 and SIGINT for the duration; signals reach the main thread only."""
+    """Catch what asks a run to stop for the duration; signals reach the main thread only."""
     flag = StopFlag()
+    with caught(flag.catch):
+        yield flag
+
+
+@contextlib.contextmanager
+def caught(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """`handler` for SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 for the duration.
+
+    Where there was a handler before, it is given the signal afterwards, when the run has saved:
+    submitit's puts the job back into the queue.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield flag
+        yield
         return
-    numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    before = {n: signal.signal(n, flag.catch) for n in numbers}
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        handler(number, frame)
+
+    named = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"))
+    before = {n: signal.signal(n, note) for n in named if n is not None}
     try:
-        yield flag
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+        for number in dict.fromkeys(seen):
+            earlier = before[signal.Signals(number)]
+            if callable(earlier) and earlier is not signal.default_int_handler:
+                earlier(number, None)

@@ -8,6 +8,8 @@ nothing of losses or plugins.
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -71,13 +73,28 @@ def whole_shape(param: Tensor) -> tuple[int, ...]:
 
 
 def rank_environment() -> tuple[int, int, int]:
-    """(rank, world size, local rank) as torchrun, srun or our own launch set them; (0, 1, 0) otherwise."""
+    """(rank, world size, local rank) as torchrun, srun, submitit or our own launch set them."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
     if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
         return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0"))
+    if int(env.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
+        rank = int(env["SUBMITIT_LOCAL_GLOBALID"])
+        return rank, int(env["SUBMITIT_LOCAL_NTASKS"]), int(env["SUBMITIT_LOCAL_LOCALID"])
     return 0, 1, 0
+
+
+def set_rendezvous() -> None:
+    """Name the first task's machine and a port of this job's own, where the launcher has not (srun)."""
+    env = os.environ
+    if "MASTER_ADDR" in env:
+        return
+    job = env.get("SLURM_JOB_ID") or env.get("SUBMITIT_LOCAL_JOB_ID", "0")
+    # node[03-05,09],other: the first is node03
+    first = re.match(r"([^\[,]+)(?:\[(\d+))?", env.get("SLURM_STEP_NODELIST", ""))
+    env["MASTER_ADDR"] = "".join(filter(None, first.groups())) if first else "127.0.0.1"
+    env["MASTER_PORT"] = str(20000 + zlib.crc32(f"{job}.{env.get('SLURM_STEP_ID', '')}".encode()) % 40000)
 
 
 def local_ranks(strategy: str, devices: int | None) -> int:
@@ -271,6 +288,7 @@ class DDP(Single):
         if self.distributed and self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.owns_group:
+            set_rendezvous()
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
 

@@ -1,0 +1,87 @@
+"""The jobs of a multirun: one that fails does not stop the others, and the command's last words name it.
+
+Each job leaves a word, a small JSON file in the shared cache; so it does from a launcher's process
+or another machine as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ftcore.errors import Interrupted, InUse, SweepFailed, TrainingError, UserError
+
+__all__ = ["job", "sweep"]
+
+WORDS = "FTCORE_SWEEP"
+"""Environment variable: the directory of one command's words, in the cache that all its jobs share."""
+
+
+@contextlib.contextmanager
+def sweep() -> Iterator[None]:
+    """Everything inside belongs to one command; ends with `report` of its jobs, if there were any.
+
+    Raises:
+        SweepFailed: some failed; each is printed with its error before.
+    """
+    from ftcore.prepare import cache_root
+
+    words = cache_root() / "sweeps" / uuid.uuid4().hex[:12]
+    os.environ[WORDS] = str(words)
+    try:
+        yield
+        _report(words)
+    finally:
+        del os.environ[WORDS]
+        shutil.rmtree(words, ignore_errors=True)
+
+
+def job(run_dir: Path, run: Callable[[], float]) -> float:
+    """Run one job; NaN where it fails, or runs elsewhere: that is noted, and said at once."""
+    try:
+        value = run()
+    except InUse as error:
+        return _note(run_dir, "running elsewhere", str(error))
+    except (UserError, TrainingError) as error:
+        return _note(run_dir, "failed", str(error))
+    except Interrupted:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        return _note(run_dir, "failed", f"{type(error).__name__}: {error}")
+    _note(run_dir, "finished", "")
+    return value
+
+
+def _note(run_dir: Path, outcome: str, message: str) -> float:
+    if message:
+        print(f"ftcore: {outcome}: {message}", file=sys.stderr)
+    words = Path(os.environ[WORDS])
+    words.mkdir(parents=True, exist_ok=True)
+    word = {"run": run_dir.name, "outcome": outcome, "message": message}
+    (words / f"{uuid.uuid4().hex}.json").write_text(json.dumps(word), encoding="utf-8")
+    return math.nan
+
+
+def _report(folder: Path) -> None:
+    words = [json.loads(f.read_text(encoding="utf-8")) for f in folder.glob("*.json")]
+    if not words:
+        return
+    counts = {o: sum(w["outcome"] == o for w in words) for o in ("finished", "failed", "running elsewhere")}
+    print(f"\n{len(words)} jobs: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
+    for word in sorted(words, key=lambda w: str(w["run"])):
+        if word["outcome"] != "finished":
+            print(f"  {word['outcome']}: {word['run']}: {word['message']}")
+    if counts["failed"]:
+        raise SweepFailed(
+            f"{counts['failed']} of {len(words)} jobs failed;"
+            " the same command again runs only what is unfinished"
+        )
