@@ -63,9 +63,8 @@ def assert_equal(
     size = max(float(g.abs().max()) for g in expected.values())
     assert size > 0
     for name, grad in expected.items():
-        torch.testing.assert_close(
-            found[name], grad, rtol=0, atol=rel * size, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        off = float((found[name] - grad).abs().max())
+        assert off <= rel * size, f"{name}: off by {off / size:.1e}"
 
 
 def one_pass(job: Any, at: int, groups: str, reduction: str, weight: float) -> dict[str, torch.Tensor]:
@@ -188,7 +187,7 @@ def test_ranks_have_the_gradient_of_one_process(open_tiny: Any, run_forked: Any,
     for batch in ("micro", "global"):
         for at in (0, 1):
             job = open_tiny(
-                QUIET | {"train.micro_batch_size": 8, "optim.lr": 1e-12},
+                QUIET | {"train.micro_batch_size": 8, "optim.lr": 1e-30},
                 ALONE | {"batch": batch},
                 f"{batch}{at}",
             )
@@ -206,7 +205,6 @@ def test_ranks_have_the_gradient_of_one_process(open_tiny: Any, run_forked: Any,
                 for key, part in load_file(tmp_path / f"{batch}-{world}-{at}-{rank}.safetensors").items():
                     name, _, offset = key.rpartition("@")
                     found[name][int(offset) : int(offset) + part.numel()] += part
-            print("CASE", batch, at, world)
             assert_equal({name: grad.view(whole[name].shape) for name, grad in found.items()}, whole)
 
 
