@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,8 +34,6 @@ HOOKS = (
 LONELY = 0.25  # the share of anchors without positives above which a run is warned
 PATIENCE = 10  # after so many steps
 DRIFT = 1e-3  # cosine distance between two passes: other dropout is 0.01 and more, bf16's rounding 1e-4
-
-log = logging.getLogger("ftcore.contrastive")
 
 
 @plugin(needs=("hidden_states",))
@@ -259,4 +257,5 @@ def _no_classes(what: str) -> str:
 
 def _warn(text: str) -> None:
     if world_size() == 1 or dist.get_rank() == 0:
-        log.warning("warning: contrastive: %s", text)
+        # Not by `logging`: the command line's set-up of it shows errors alone.
+        print(f"warning: contrastive: {text}", file=sys.stderr, flush=True)
