@@ -164,7 +164,7 @@ def test_limit_keeps_the_labels_in_proportion(
 ) -> None:
     """Of 90 rows to 10, and each at least once; a smaller draw is part of a larger one, a seed's differ."""
     rows = [{"text": str(i), "label": "rare" if i % 10 == 0 else "usual"} for i in range(100)]
-    path = put(tmp_path / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    path = put(tmp_path / "uneven.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def drawn(limit: int, seed: int = 0) -> Any:
         overrides = {"data.train": path, "data.limit.train": limit, "data.split_seed": seed}

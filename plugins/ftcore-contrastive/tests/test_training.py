@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,8 @@ def assert_equal(
     size = max(float(g.abs().max()) for g in expected.values())
     assert size > 0
     for name, grad in expected.items():
-        torch.testing.assert_close(
-            found[name], grad, rtol=0, atol=rel * size, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        off = float((found[name] - grad).abs().max())
+        assert off <= rel * size, f"{name}: off by {off / size:.1e}"
 
 
 def one_pass(job: Any, at: int, groups: str, reduction: str, weight: float) -> dict[str, torch.Tensor]:
@@ -188,7 +186,7 @@ def test_ranks_have_the_gradient_of_one_process(open_tiny: Any, run_forked: Any,
     for batch in ("micro", "global"):
         for at in (0, 1):
             job = open_tiny(
-                QUIET | {"train.micro_batch_size": 8, "optim.lr": 1e-12},
+                QUIET | {"train.micro_batch_size": 8, "optim.lr": 1e-30},
                 ALONE | {"batch": batch},
                 f"{batch}{at}",
             )
@@ -206,7 +204,6 @@ def test_ranks_have_the_gradient_of_one_process(open_tiny: Any, run_forked: Any,
                 for key, part in load_file(tmp_path / f"{batch}-{world}-{at}-{rank}.safetensors").items():
                     name, _, offset = key.rpartition("@")
                     found[name][int(offset) : int(offset) + part.numel()] += part
-            print("CASE", batch, at, world)
             assert_equal({name: grad.view(whole[name].shape) for name, grad in found.items()}, whole)
 
 
@@ -276,23 +273,22 @@ def test_label_smoothing_stays_the_task_s_own(open_tiny: Any) -> None:
     assert with_it["loss"] == pytest.approx(0.7 * without["loss"] + 0.3 * with_it["loss/contrastive"])
 
 
-def test_a_step_without_positives_has_no_term(open_tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_without_positives_has_no_term(open_tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Two rows of two classes: the loss is the task's share, and the run is warned."""
     rows = [{"text": "one", "label": "a"}, {"text": "two", "label": "b"}]
     job = open_tiny({"train.steps": 2, "train.log_every": 1}, {"weight": 0.5}, rows=rows)
-    with caplog.at_level(logging.WARNING, "ftcore.contrastive"):
-        train(job)
+    train(job)
     assert all("loss/contrastive" not in line for line in losses(job))
     assert [line["contrastive/no_positive"] for line in losses(job)] == [1.0, 1.0]
-    assert "100% of the rows so far had no other row of their class" in caplog.text
+    assert "100% of the rows so far had no other row of their class" in capsys.readouterr().err
 
 
-def test_a_run_with_positives_is_not_warned(open_tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_with_positives_is_not_warned(open_tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """And one at weight=1 is told that its head stays as it was drawn."""
     train(open_tiny({"train.steps": 2}, {"weight": 0.5}))
-    assert caplog.text == ""
+    assert "warning" not in capsys.readouterr().err
     train(open_tiny({"train.steps": 1}, ALONE, run="alone"))
-    assert "does not train the classification head" in caplog.text
+    assert "does not train the classification head" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -33,8 +34,6 @@ HOOKS = (
 LONELY = 0.25  # the share of anchors without positives above which a run is warned
 PATIENCE = 10  # after so many steps
 DRIFT = 1e-3  # cosine distance between two passes: other dropout is 0.01 and more, bf16's rounding 1e-4
-
-log = logging.getLogger("ftcore.contrastive")
 
 
 @plugin(needs=("hidden_states",))
@@ -99,10 +98,10 @@ class Contrastive:
     @hookimpl
     def build_sampler(self, rows: Any, batch_size: int, seed: int, cfg: Any) -> BalancedPairs:
         """Pairs of one class, each row once an epoch."""
-        for key, size in (
-            ("batch_size", batch_size),
-            ("micro_batch_size", cfg.micro_batch_size(world_size())),
-        ):
+        if rows.columns.get("labels") != "int":
+            raise UserError("plugin.contrastive.balance needs one class a row; use task=classify")
+        sizes = {"batch_size": batch_size, "micro_batch_size": cfg.micro_batch_size(world_size())}
+        for key, size in sizes.items():
             if size % 2:
                 raise UserError(f"plugin.contrastive.balance needs an even train.{key}, got {size}")
         return BalancedPairs(np.asarray(rows.column("labels")), batch_size, seed)
@@ -133,22 +132,21 @@ class Contrastive:
         self._groups = Groups.of(labels, rank, gather=self.gather, whole=whole)
         self._count(step)
         self._first_pass, self._drift = {}, None
-        if whole:
+        if whole and self._groups.anchors:
             self._run_first_pass(batches, step)
-        else:
+        elif not whole:
             self._group_of = {b.micro_batch: g for b, g in zip(batches, self._groups.own, strict=True)}
 
     def _count(self, step: Step) -> None:
         """Log the share of anchors without positives; warn once where it stays high."""
         lonely = self._groups.rows - self._groups.anchors
         step.log("contrastive/no_positive", lonely / max(1, self._groups.rows))
-        self._seen, self._lonely, self._steps = (
-            self._seen + self._groups.rows,
-            self._lonely + lonely,
-            self._steps + 1,
-        )
+        self._seen += self._groups.rows
+        self._lonely += lonely
+        self._steps += 1
         share = self._lonely / max(1, self._seen)
-        if self._steps == min(PATIENCE, step.total - step.index + self._steps - 1) and share > LONELY:
+        is_last = step.index + 1 == step.total
+        if share > LONELY and (self._steps == PATIENCE or (is_last and self._steps < PATIENCE)):
             _warn(
                 f"{share:.0%} of the rows so far had no other row of their class to be pulled to; try"
                 " plugin.contrastive.balance=true, plugin.contrastive.batch=global, or larger batches"
@@ -181,7 +179,8 @@ class Contrastive:
         self, batch: Batch, outputs: Any
     ) -> Generator[None, dict[str, LossTerm], dict[str, LossTerm]]:
         terms = yield
-        terms["task"].weight *= 1 - self.weight
+        task = terms["task"]
+        terms["task"] = replace(task, weight=task.weight * (1 - self.weight))
         if self._groups.anchors == 0:  # nothing to contrast in the whole step: the log has no such term
             return terms
         z = self._represent(outputs, batch)
@@ -258,4 +257,5 @@ def _no_classes(what: str) -> str:
 
 def _warn(text: str) -> None:
     if world_size() == 1 or dist.get_rank() == 0:
-        log.warning("warning: contrastive: %s", text)
+        # Not by `logging`: the command line's set-up of it shows errors alone.
+        print(f"warning: contrastive: {text}", file=sys.stderr, flush=True)
