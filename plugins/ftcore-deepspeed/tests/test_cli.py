@@ -81,6 +81,7 @@ def test_one_device_as_the_readme_has_it(tmp_path: Path) -> None:
             "trainer: offload_params needs stage 3",
         ),
         (["trainer=zero3", "trainer.devices=two"], "trainer.devices"),
+        (["trainer=zero2", "trainer.stge=3"], "no config key 'trainer.stge'; did you mean 'trainer.stage'"),
         (["trainer=zero2", "trainer.config=none.json"], "none.json can't be read"),
         (["trainer=zero2", "trainer.config=ds.json"], "train_batch_size is 99, but train.batch_size is 8"),
         (
