@@ -81,6 +81,9 @@ def measure_memory(folder: Path, rank: int, ranks: int) -> None:
     from ftcore.loop import run_step
     from ftcore_deepspeed import _memory
 
+    parameters = sum(
+        p.numel() for p in _outline(folder).parameters()
+    )  # before ZeRO-3 splits all that is made
     for mixout in (False, True):
         for stage in range(4):
             before = tensors()
@@ -101,10 +104,9 @@ def measure_memory(folder: Path, rank: int, ranks: int) -> None:
             held = sum(size for at, size in seen[-1].items() if before.get(at) != size)
             buffer = _memory.BUCKET * 4
             held -= buffer * sum(size == buffer for size in seen[-1].values())
-            parameters = sum(p.numel() for p in _outline(folder).parameters())
             described = [p.instance.describe() for p in job.hooks.plugins]
             kept = sum(d.get("kept_parameters", 0) for d in described)
-            theory = _memory.estimate(parameters, parameters, kept, ranks, (stage, False, False))["device"]
+            theory = _memory.estimate(_memory.count(parameters, kept), ranks, (stage, False, False))["device"]
             if rank == 0:
                 name = "mixout" if mixout else "plain"
                 line = f"stage {stage}  {name:<8}{held / 1e6:9.1f} MB   theory {theory / 1e6:9.1f} MB"

@@ -301,6 +301,10 @@ def _explain_key(key: str, text: str) -> str:
             return f"plugin {name} has no option '{option}'; {nearest(option, options)}"
         return f"no plugin '{name}' is installed; {nearest(name, plugins) or 'none is'}"
     keys = known_keys()
+    if group == "trainer":  # those of plugins' trainers are in their YAML alone
+        files = [f for root in conf_dirs().values() for f in (root / "trainer").glob("*.yaml")]
+        options = re.findall(r"^([a-z_]\w*):", "\n".join(f.read_text() for f in files), re.M)
+        keys += [f"trainer.{o}" for o in options if o not in ("defaults", "strategy")]
     last = key.rpartition(".")[2]
     if last in HINTS:
         hint = HINTS[last]

@@ -265,9 +265,18 @@ class Single:
 
     def export(self, model: torch.nn.Module, folder: Path) -> None:
         """Write weights and config as `save_pretrained` does."""
-        if self.rank == 0:
+        if self.rank != 0:
+            return
+        from transformers import modeling_utils
+
+        # transformers asks each library that wraps models whether it wraps this one, and imports it for
+        # that: with DeepSpeed and accelerate installed, seconds in every run.
+        unwrap, modeling_utils.unwrap_model = modeling_utils.unwrap_model, lambda bare, **_: bare
+        try:
             save: Any = model
             save.save_pretrained(folder)
+        finally:
+            modeling_utils.unwrap_model = unwrap
 
     def close(self) -> None:
         """Give back what the strategy holds."""

@@ -129,9 +129,7 @@ def _describe(
         return described, None
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     kept = sum(d.get("kept_parameters", 0) for d in described.values())
-    return described, estimator.memory(
-        sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), kept, ranks, gpu_memory
-    )
+    return described, estimator.memory(sizes, kept, ranks, gpu_memory)
 
 
 def _plan_text(report: dict[str, Any]) -> str:

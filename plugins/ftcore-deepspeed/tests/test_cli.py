@@ -81,6 +81,7 @@ def test_one_device_as_the_readme_has_it(tmp_path: Path) -> None:
             "trainer: offload_params needs stage 3",
         ),
         (["trainer=zero3", "trainer.devices=two"], "trainer.devices"),
+        (["trainer=zero2", "trainer.stge=3"], "no config key 'trainer.stge'; did you mean 'trainer.stage'"),
         (["trainer=zero2", "trainer.config=none.json"], "none.json can't be read"),
         (["trainer=zero2", "trainer.config=ds.json"], "train_batch_size is 99, but train.batch_size is 8"),
         (
@@ -101,15 +102,26 @@ def test_what_can_not_work_is_said_before_ranks_start(
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+CHECK = (
+    "import sys; from ftcore.cli import main; code = main(sys.argv[1:]);"
+    " sys.exit(code or 100 * ('deepspeed' in sys.modules))"
+)
+
+
+def test_a_run_without_it_does_not_import_it(tmp_path: Path) -> None:
+    """Nor does the export of its model, though DeepSpeed is installed."""
+    arguments = [*TINY, "data.train=train.jsonl", "train.steps=1", "hydra.run.dir=run"]
+    process = start(tmp_path, *arguments, program=("-c", CHECK))
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+
+
 def test_a_plan_names_the_fastest_layout_that_fits(tmp_path: Path) -> None:
     """And does not import DeepSpeed to know it."""
-    check = (
-        "import sys; from ftcore.cli import main; code = main(sys.argv[1:]);"
-        " sys.exit(code or 100 * ('deepspeed' in sys.modules))"
-    )
     arguments = ["plan", "--gpu-memory", "0.3", "trainer=zero3", "trainer.devices=4", "+plugin=mixout"]
-    process = start(tmp_path, *arguments, program=("-c", check))
-    said, _ = process.communicate(timeout=200)
+    process = start(tmp_path, *arguments, program=("-c", CHECK))
+    said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
     assert "> trainer.stage=3" in said
     assert "fastest that fits 0.3 GB" in said

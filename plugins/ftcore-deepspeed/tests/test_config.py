@@ -53,7 +53,12 @@ def test_a_file_that_agrees_is_taken_and_its_other_keys_go_to_the_engine(tmp_pat
         "zero_optimization.reduce_bucket_size",
         "wall_clock_breakdown",
     ]
-    assert engine["zero_optimization"] == {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000}
+    assert engine["zero_optimization"] == {
+        "stage": 2,
+        "overlap_comm": True,
+        "reduce_bucket_size": 1000,
+        "compute_grad_norm": False,
+    }
     assert engine["gradient_accumulation_steps"] == 1
 
 

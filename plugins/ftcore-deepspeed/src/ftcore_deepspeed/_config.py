@@ -45,6 +45,8 @@ def derive(cfg: Config, options: DeepSpeed, world_size: int) -> tuple[dict[str, 
         UserError: the file contradicts the config (both values are named), or can't be read.
     """
     zero: dict[str, Any] = {"stage": options.stage, "reduce_bucket_size": BUCKET}
+    if options.stage in (1, 2) and not options.offload_optimizer and cfg.train.precision != "fp16":
+        zero["compute_grad_norm"] = False  # ftcore does; under fp16 the engine's makes it skip an overflow
     if options.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if options.offload_params:

@@ -109,6 +109,7 @@ class Slices:
             self.zero.fp32_partitioned_groups_flat, self.zero.fp16_partitioned_groups_flat, strict=True
         ):
             copy.data.copy_(flat.data)  # of itself, where nothing is offloaded
+        self.zero._partition_all_parameters()  # what is whole somewhere still has the old values
         self._gather_persistent()
 
     def lend(self, values: Mapping[str, Tensor]) -> None:
@@ -136,9 +137,8 @@ class Slices:
             self._own = {}
 
     def _gather_persistent(self) -> None:
-        """Small weights stay whole on each rank: they are put together anew from the slices."""
+        """Small weights stay whole on each rank: they are put together anew, from the slices of all."""
         if kept := self.zero.persistent_parameters:
-            kept[0].partition(kept, has_been_updated=False)
             kept[0].all_gather(kept)
 
     def states(self, part: Part) -> Mapping[str, Any]:

@@ -1,14 +1,16 @@
 """How much memory a rank's states take, by stage: arithmetic, for `ftcore plan`.
 
-All in fp32, as the engine is run: a weight, its gradient, Adam's two moments, and at stages 1 and 2 the
+All in fp32, as the engine is run: a weight, its gradient, Adam's two moments, and from stage 1 on the
 optimiser's own copy of the slice that it steps. Activations are not counted, nor what else a run allocates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BUCKET", "LAYOUTS", "estimate", "report"]
+__all__ = ["BUCKET", "LAYOUTS", "Counts", "count", "estimate", "report"]
 
 FP32 = 4
 PARTS = ("parameters", "gradients", "optimizer", "plugins")
@@ -28,51 +30,69 @@ LAYOUTS: tuple[tuple[int, bool, bool], ...] = (
 """(stage, offload_optimizer, offload_params), the fastest first."""
 
 
-def estimate(
-    total: int, trained: int, kept: int, ranks: int, layout: tuple[int, bool, bool]
-) -> dict[str, float]:
-    """Bytes on one rank.
+PERSISTENT = 100_000
+"""Elements of a parameter below which stage 3 keeps it whole on each rank (DeepSpeed's default)."""
 
-    Args:
-        total: parameters of the model.
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers in a model.
+
+    Attributes:
+        total: its parameters.
         trained: those of them that are trained.
-        kept: numbers that plugins keep beside the weights (mixout's target), on one rank at stage 0.
-        ranks: W, over which states are split.
+        small: those that stage 3 keeps whole.
+        kept: what plugins keep beside the weights (mixout's target), over all ranks.
+    """
+
+    total: int
+    trained: int
+    small: int = 0
+    kept: int = 0
+
+
+def count(parameters: Iterable[tuple[int, bool]], kept: int) -> Counts:
+    """`Counts` of parameters, each as (elements, is trained)."""
+    every = list(parameters)
+    return Counts(
+        total=sum(n for n, _ in every),
+        trained=sum(n for n, trained in every if trained),
+        small=sum(n for n, _ in every if n < PERSISTENT),
+        kept=kept,
+    )
+
+
+def estimate(counts: Counts, ranks: int, layout: tuple[int, bool, bool]) -> dict[str, float]:
+    """Bytes on one rank of W, over which states are split.
 
     Returns:
         `parameters`, `gradients`, `optimizer` (moments, and the copy that is stepped) and `plugins`; of
         these, `device` and `host` are what is on the device and, by offloading, in the CPU's memory.
     """
     stage, offload_optimizer, offload_params = layout
-    states = 2 if stage in (0, 3) and not offload_optimizer else 3  # the moments; the copy that is stepped
+    states = 3 if stage else 2  # the moments; the copy that is stepped
     parts = {
-        "parameters": total / (ranks if stage == 3 else 1),
-        "gradients": trained / (ranks if stage >= 2 else 1),
-        "optimizer": trained * states / (ranks if stage else 1),
-        "plugins": kept / (ranks if stage else 1),
+        "parameters": counts.total / ranks + counts.small if stage == 3 else counts.total,
+        "gradients": counts.trained / (ranks if stage >= 2 else 1),
+        "optimizer": counts.trained * states / (ranks if stage else 1),
+        "plugins": counts.kept / (ranks if stage else 1),
     }
-    sizes = {name: count * FP32 for name, count in parts.items()}
+    sizes = {name: numbers * FP32 for name, numbers in parts.items()}
     on_host = (offload_params and {"parameters"}) or set()
     on_host |= {"optimizer", "plugins"} if offload_optimizer else set()
     host = sum(sizes[name] for name in on_host)
     if offload_optimizer:  # the slice's gradient goes to the optimiser; the device keeps what it reduces
-        host += trained * FP32 / ranks
+        host += counts.trained * FP32 / ranks
     device = sum(size for name, size in sizes.items() if name not in on_host)
     return {**sizes, "device": device, "host": host}
 
 
 def report(
-    total: int,
-    trained: int,
-    kept: int,
-    ranks: int,
-    chosen: tuple[int, bool, bool],
-    device_gb: float | None,
+    counts: Counts, ranks: int, chosen: tuple[int, bool, bool], device_gb: float | None
 ) -> dict[str, Any]:
     """Every layout's `estimate`, and the fastest that fits into `device_gb` (of 1e9 bytes); as text too."""
     rows: list[dict[str, Any]] = [
-        {"overrides": _overrides(layout), "chosen": layout == chosen}
-        | estimate(total, trained, kept, ranks, layout)
+        {"overrides": _overrides(layout), "chosen": layout == chosen} | estimate(counts, ranks, layout)
         for layout in LAYOUTS
     ]
     buffer = BUCKET * FP32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -84,11 +84,11 @@ class DeepSpeed:
         return model
 
     def memory(
-        self, total: int, trained: int, kept: int, ranks: int, device_gb: float | None
+        self, parameters: Sequence[tuple[int, bool]], kept: int, ranks: int, device_gb: float | None
     ) -> dict[str, Any]:
         """Bytes a rank by stage and offloading, and the fastest that fits a device; for `ftcore plan`."""
         chosen = (self.stage, self.offload_optimizer, self.offload_params)
-        return _memory.report(total, trained, kept, ranks, chosen, device_gb)
+        return _memory.report(_memory.count(parameters, kept), ranks, chosen, device_gb)
 
     def describe(self) -> dict[str, Any]:
         """For run.json and `ftcore plan`: what of `trainer.config` goes to the engine untested."""
