@@ -77,8 +77,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         }
         (path / "run.json").write_text(json.dumps(about))
         figures = {"eval/accuracy": 0.5, "test/accuracy": float(np.mean(answers))}
+        common = {"grad_norm": 1.0, "lr": 1e-3}
         records = [
-            {"step": s, "epoch": s / 6, "loss": 1 / s, "loss/task": 1 / s, "grad_norm": 1.0, "lr": 1e-3}
+            {"step": s, "epoch": s / 6, "loss": 1 / s, "loss/task": 1 / s, "memory_mb": 99.0 + s, **common}
             for s in (1, 6, 12)
         ]
         evaluations = [{"step": s, "eval/accuracy": float(np.mean(answers)) * s / 12} for s in (6, 12)]
@@ -95,6 +96,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 "tokens": 1200,
                 "seconds": 10.0 + seed,
                 "seed": seed,
+                "hook_seconds": dict.fromkeys(plugins or {}, 1.25),
             }
             (path / "result.json").write_text(json.dumps(result))
         return path

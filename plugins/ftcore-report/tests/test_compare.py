@@ -79,6 +79,7 @@ def test_figures_of_an_arm(tmp_path: Path, make_run: Callable[..., Path]) -> Non
     assert (line.mean, line.median, line.best) == pytest.approx((np.mean(shares), 0.5, 0.9))
     assert line.sd == pytest.approx(np.std(shares, ddof=1))
     assert (line.failed, line.degenerate) == (1, 1)  # of three classes the commonest has a third
+    assert line.memory_mb == 111
     assert (line.seconds, line.tokens_per_second) == pytest.approx((11, np.mean([120, 1200 / 11, 100])))
     (lower,) = compared(tmp_path, metric="-accuracy")
     assert lower.lines[0].best == pytest.approx(0.2)

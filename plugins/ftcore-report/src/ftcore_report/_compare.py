@@ -32,7 +32,8 @@ class Line:
     Attributes:
         best: by the metric's direction.
         degenerate: runs that are no better than the majority class on the test data; None: not known.
-        seconds, tokens_per_second, peak_memory_bytes: means over its runs; None where not recorded.
+        seconds, tokens_per_second, memory_mb: means over its runs; None where not recorded. Memory is the
+            peak of the GPU, or else of the process, which jobs of one sweep may share.
         p: adjusted by Holm over the arms of this comparison.
         corrected: the interval at the level that Holm tests this arm at.
         verdict: what may be said, in words.
@@ -49,7 +50,7 @@ class Line:
     best: float | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
-    peak_memory_bytes: float | None = None
+    memory_mb: float | None = None
     difference: Difference | None = None
     p: float | None = None
     corrected: tuple[float, float] | None = None
@@ -134,7 +135,7 @@ def _line(part: Part, arm: Arm) -> Line:
         degenerate=sum(known) if known and len(known) == len(runs) else None,
         seconds=_mean([run.result.get("seconds") for run in runs]),
         tokens_per_second=_mean([_rate(run) for run in runs]),
-        peak_memory_bytes=_mean([run.result.get("peak_memory_bytes") for run in runs]),
+        memory_mb=_mean([run.memory_mb for run in runs]),
     )
     if len(values):
         line.mean, line.median = float(values.mean()), float(np.median(values))

@@ -149,7 +149,7 @@ def _audit(run: Run) -> str:
 def _plugins(run: Run) -> str:
     """Each plugin, its options, and what its hooks cost where that was measured."""
     found = [p for p in run.about.get("plugins", []) if isinstance(p, dict)]
-    cost = run.result.get("plugin_seconds")
+    cost = run.result.get("hook_seconds")
     cost = cost if isinstance(cost, dict) else {}
     rows = [
         [

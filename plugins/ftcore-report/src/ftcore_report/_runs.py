@@ -80,6 +80,12 @@ class Run:
         """Predictions of the test data: `row`, `label`, `prediction`, `scores` where there are classes."""
         return read_table(self.path / "predictions" / "test.parquet")
 
+    @cached_property
+    def memory_mb(self) -> float | None:
+        """Peak memory by its training records; None where they don't say."""
+        found = [r["memory_mb"] for r in read_records(self.path) if _is_number(r.get("memory_mb"))]
+        return max(found, default=None)
+
     def row_scores(self, metric: str) -> NDArray[np.float64] | None:
         """The metric's score of each test row, where there are such."""
         if metric not in self._scores:

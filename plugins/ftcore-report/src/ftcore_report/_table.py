@@ -83,7 +83,6 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 def arm_cells(line: Line) -> list[str]:
     """One arm as text, in the order of `ARM_COLUMNS`."""
-    memory = line.peak_memory_bytes
     return [
         line.arm,
         str(len(line.values)),
@@ -95,7 +94,7 @@ def arm_cells(line: Line) -> list[str]:
         "-" if line.degenerate is None else str(line.degenerate),
         number(line.seconds, 1),
         number(line.tokens_per_second, 0),
-        "-" if memory is None else f"{memory / 2**20:,.0f} MiB",
+        "-" if line.memory_mb is None else f"{line.memory_mb:,.0f} MB",
     ]
 
 
@@ -142,7 +141,7 @@ def _arm_json(line: Line) -> dict[str, Any]:
         "n": len(line.values),
         "values": {str(run.path): value for run, value in zip(line.runs, line.values, strict=True)},
         **{name: getattr(line, name) for name in ("mean", "sd", "median", "best", "failed", "degenerate")},
-        **{name: getattr(line, name) for name in ("seconds", "tokens_per_second", "peak_memory_bytes")},
+        **{name: getattr(line, name) for name in ("seconds", "tokens_per_second", "memory_mb")},
         "difference": d
         and {
             "value": d.value,
@@ -164,7 +163,7 @@ def write_csv(comparisons: Sequence[Comparison], path: Path) -> None:
     """One line for each arm of each comparison."""
     names = [
         *("metric", "data", "arm", "n", "mean", "sd", "median", "best", "failed", "degenerate", "seconds"),
-        *("tokens_per_second", "peak_memory_bytes", "difference", "low", "high", "p", "p_holm", "verdict"),
+        *("tokens_per_second", "memory_mb", "difference", "low", "high", "p", "p_holm", "verdict"),
     ]
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(file, names)
