@@ -37,6 +37,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/one_gradient.py
 	$(BIN)/python benchmarks/mixout.py
+	$(BIN)/python benchmarks/near_duplicates.py
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
