@@ -45,6 +45,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/contrastive.py --memory
 	$(BIN)/python benchmarks/zero.py
 	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/near_duplicates.py
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
