@@ -37,6 +37,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/one_gradient.py
 	$(BIN)/python benchmarks/mixout.py
+	$(BIN)/python benchmarks/instruct.py
+	$(BIN)/python benchmarks/instruct.py --model t5
+	$(BIN)/python benchmarks/instruct.py --packer
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
