@@ -46,6 +46,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/zero.py
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/near_duplicates.py
+	$(BIN)/python benchmarks/instruct.py
+	$(BIN)/python benchmarks/instruct.py --model t5
+	$(BIN)/python benchmarks/instruct.py --packer
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -232,6 +232,9 @@ def _load_weights(loader: Any, path: str, config: Any, cfg: Config) -> tuple[Any
         )
     except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.path={cfg.model.path} does not load: {_first_line(error)}") from error
+    if path.endswith(".gguf"):  # the weights are plain fp32 now; transformers would not save them
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
     return model, list(found["missing_keys"])
 
 

@@ -48,6 +48,8 @@ class Renderer:
     def __init__(self, tokenizer: Any, last_only: bool = False) -> None:
         self.tokenizer = tokenizer
         self.last_only = last_only
+        self._templates: dict[bool, str] = {}
+        self._names: dict[str, Any] = tokenizer.special_tokens_map
         self.specials = set(tokenizer.all_special_tokens)
         self.specials |= {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         added = {t.content for t in tokenizer.added_tokens_decoder.values()} | self.specials
@@ -70,9 +72,8 @@ class Renderer:
         for message in chat.messages:
             self._check_text(message["content"])
         turns = [i for i, m in enumerate(chat.messages) if m["role"] == "assistant"]
-        template = self.tokenizer.get_chat_template(tools=chat.tools)
-        if MARKED.search(template):
-            whole, spans = self._marked(chat, template, turns)
+        if MARKED.search(self._template(chat)):
+            whole, spans = self._marked(chat, turns)
             return whole, spans[-1:] if self.last_only else spans
         whole = self._render(chat, len(chat.messages))
         if self.last_only:
@@ -86,14 +87,32 @@ class Renderer:
             if found[0] in self.specials:
                 raise BadRow(f"a text holds the control token {found[0]}")
 
+    def _template(self, chat: Chat) -> str:
+        """The template for chats with tools, or without; asked for once."""
+        has_tools = chat.tools is not None
+        if has_tools not in self._templates:
+            self._templates[has_tools] = self.tokenizer.get_chat_template(tools=chat.tools)
+        return self._templates[has_tools]
+
     def _render(self, chat: Chat, stop: int, prompt: bool = False) -> str:
+        return self._run(chat, stop, add_generation_prompt=prompt)[0]
+
+    def _run(self, chat: Chat, stop: int, **options: bool) -> tuple[str, list[tuple[int, int]]]:
+        """The text of the messages up to `stop`, and what `{% generation %}` marks in it where asked for.
+
+        What `apply_chat_template` does, without its checks, which would take longer than the rendering.
+        """
         try:
-            text = self.tokenizer.apply_chat_template(
-                chat.messages[:stop], tools=chat.tools, tokenize=False, add_generation_prompt=prompt
+            texts, marks = render_jinja_template(
+                conversations=[chat.messages[:stop]],
+                tools=chat.tools,
+                chat_template=self._template(chat),
+                **options,
+                **self._names,
             )
         except Exception as error:  # whatever the template's own code raises
             raise BadRow(f"the chat template fails: {str(error).partition(chr(10))[0]}") from error
-        return str(text)
+        return texts[0], marks[0] if marks else []
 
     def _span(self, chat: Chat, whole: str, turn: int) -> tuple[int, int]:
         before = self._render(chat, turn, prompt=True)
@@ -126,26 +145,17 @@ class Renderer:
                 return start + token.end()
         return start + tokens[-1].end() if tokens else None
 
-    def _marked(self, chat: Chat, template: str, turns: Sequence[int]) -> tuple[str, list[Span]]:
+    def _marked(self, chat: Chat, turns: Sequence[int]) -> tuple[str, list[Span]]:
         """The answers as the template marks them, each with the control token that follows it directly."""
-        try:
-            texts, marks = render_jinja_template(
-                conversations=[chat.messages],
-                tools=chat.tools,
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
-        except Exception as error:
-            raise BadRow(f"the chat template fails: {str(error).partition(chr(10))[0]}") from error
-        if len(marks[0]) != len(turns):
-            raise BadRow(f"the chat template marks {len(marks[0])} answers of {len(turns)}")
+        text, marks = self._run(chat, len(chat.messages), return_assistant_tokens_mask=True)
+        if len(marks) != len(turns):
+            raise BadRow(f"the chat template marks {len(marks)} answers of {len(turns)}")
         spans = []
-        for turn, (start, end) in zip(turns, marks[0], strict=True):
-            closed = self._end(texts[0][:end], start, end) is not None
-            follows = None if closed else self.control.match(texts[0], end)
+        for turn, (start, end) in zip(turns, marks, strict=True):
+            closed = self._end(text[:end], start, end) is not None
+            follows = None if closed else self.control.match(text, end)
             spans.append((turn, start, follows.end() if follows else end))
-        return texts[0], spans
+        return text, spans
 
 
 def _shared(a: str, b: str) -> int:

@@ -1,0 +1,219 @@
+"""Instruction tuning: packed against padded rows, and against TRL's SFTTrainer on the same rows.
+
+    python benchmarks/instruct.py [--model llama|t5] [--rounds 15] [--cpu-time]
+    python benchmarks/instruct.py --packer
+
+One block is an optimiser step over all rows, forward to update: the same useful tokens (all but padding) in
+less time. Each variant's first loss, from the same weights, is compared before it is timed. TRL trains no
+encoder-decoder, so with t5 the padded batches are the only peer. `--packer` times packing alone, with the
+rows of each pack made. `--cpu-time` counts the time of one thread, which others on the machine hardly change.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from interleaved import compare
+
+from ftcore import tiny
+from ftcore.compose import compose
+from ftcore.job import Job, open_job
+from ftcore.loop import run_step
+from ftcore.sampling import LengthBuckets
+from ftcore.screen import Screen
+from ftcore.signals import StopFlag
+
+ROWS, CAPACITY = 32, 512
+BATCH = 4  # rows of a padded batch
+
+
+def model_and_data(kind: str) -> list[str]:
+    """A model with random weights in a directory, and rows of log-normal length, half of each trained."""
+    import transformers
+
+    folder = Path(tempfile.mkdtemp(prefix="ftcore-bench-instruct-"))
+    if kind == "llama":
+        config: Any = transformers.LlamaConfig(
+            vocab_size=8192,
+            hidden_size=256,
+            intermediate_size=704,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+        )
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    else:
+        config = transformers.T5Config(
+            vocab_size=8192,
+            d_model=256,
+            d_kv=64,
+            d_ff=704,
+            num_layers=3,
+            num_heads=4,
+            decoder_start_token_id=0,
+            dropout_rate=0.0,
+        )
+        transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    tiny.tokenizer(f"tiny_{kind}").save_pretrained(folder)
+    draw, data = random.Random(0), folder / "train.jsonl"
+    with data.open("w") as file:
+        for _ in range(ROWS):
+            length = min(240, int(draw.lognormvariate(4.3, 0.8)) + 8)
+            text = "".join(draw.choice("abcdefgh ") for _ in range(length))
+            file.write(json.dumps({"prompt": text[: length // 2], "completion": text[length // 2 :]}) + "\n")
+    files = ["data=files", f"data.train={data}", "data.validation=null", "data.test=null"]
+    sizes = [f"data.max_length={CAPACITY}", "train.log_every=1000000", "optim.warmup=0", "model.dropout=0"]
+    return ["+plugin=instruct", "model=pretrained", f"model.path={folder}", *files, *sizes]
+
+
+def open_at_start(overrides: list[str]) -> Job:
+    """A silent job, as it stands before its first step."""
+    directory = Path(tempfile.mkdtemp(prefix="ftcore-bench-"))
+    return open_job(compose(overrides), directory, lambda shown: Screen(False), StopFlag())
+
+
+def ours(
+    overrides: list[str], pack: bool, clock: Callable[[], float]
+) -> tuple[Callable[[], float], float, Job]:
+    """A block (a step over all rows, micro-batches of a pack or of BATCH rows), its first loss, the job."""
+    more = ["train.batch_size=1000", f"train.micro_batch_size={1 if pack else BATCH}"]
+    job = open_at_start([*overrides, *more, f"plugin.instruct.pack={str(pack).lower()}"])
+    rows = job.prepared.splits["train"]
+    sampler: Any = job.hooks.build_sampler(rows, 1000, 0)
+    if not pack:
+        sampler = LengthBuckets(rows.lengths, 1000, 0, pool=1)
+        sampler._order = lambda epoch: [np.random.default_rng(epoch).permutation(len(rows))]
+    job.strategy.model.train()
+
+    def block() -> float:
+        started = clock()
+        job.progress.step = 0
+        run_step(job, sampler, 10**6)
+        return (clock() - started) * 1000
+
+    job.progress.step = 0
+    loss = float(run_step(job, sampler, 10**6)["loss"][0])
+    return block, loss, job
+
+
+def trl(overrides: list[str], rows: Any, clock: Callable[[], float]) -> tuple[Callable[[], float], float]:
+    """A block of `SFTTrainer` with packing: one optimiser step over all packs, one pack a micro-batch."""
+    import datasets
+    import transformers
+    from trl import SFTConfig, SFTTrainer, pack_dataset
+
+    folder = next(o for o in overrides if o.startswith("model.path=")).partition("=")[2]
+    data = datasets.Dataset.from_list(
+        [{k: rows[i][k].tolist() for k in ("input_ids", "labels")} for i in range(len(rows))]
+    )
+    packs = len(pack_dataset(data, CAPACITY, "bfd"))
+    config = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        packing=True,
+        max_length=CAPACITY,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=packs,
+        max_steps=1,
+        learning_rate=2e-5,
+        lr_scheduler_type="constant",
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        model=transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        args=config,
+        train_dataset=data,
+        processing_class=transformers.AutoTokenizer.from_pretrained(folder),
+    )
+    marks: list[float] = []
+
+    class Marks(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            marks.append(clock())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            marks.append(clock())
+
+    trainer.add_callback(Marks())
+    trainer.remove_callback(transformers.PrinterCallback)
+
+    def block() -> float:
+        marks.clear()
+        trainer.train()
+        return (marks[1] - marks[0]) * 1000
+
+    block()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    return block, losses[0]
+
+
+def time_packer() -> None:
+    """Rows a second, packs over the lower bound; TRL's on the same rows, where it is installed."""
+    from ftcore_instruct._packing import best_fit_decreasing
+
+    lengths = np.random.default_rng(0).lognormal(5, 0.8, 1_000_000).astype(np.int64).clip(4, 2048)
+    for count in (20_000, 1_000_000):
+        started = time.perf_counter()
+        packs = best_fit_decreasing(lengths[:count], 2048)
+        seconds = time.perf_counter() - started
+        bound = -(-int(lengths[:count].sum()) // 2048)
+        print(
+            f"ftcore {count:>9} rows  {count / seconds:>11,.0f} rows/s  {len(packs) / bound:.4f} x the bound"
+        )
+    import datasets
+    from trl import pack_dataset
+
+    ids = [np.zeros(n, np.int32) for n in lengths[:20_000]]
+    data = datasets.Dataset.from_dict({"input_ids": ids})
+    started = time.perf_counter()
+    packs = pack_dataset(data, 2048, "bfd")
+    seconds = time.perf_counter() - started
+    bound = -(-int(lengths[:20_000].sum()) // 2048)
+    print(f"TRL       20000 rows  {20_000 / seconds:>11,.0f} rows/s  {len(packs) / bound:.4f} x the bound")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", choices=("llama", "t5"), default="llama")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--cpu-time", action="store_true", help="time of the process, one thread")
+    parser.add_argument("--packer", action="store_true", help="packing alone")
+    options = parser.parse_args()
+    if options.packer:
+        return time_packer()
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    if options.cpu_time:
+        torch.set_num_threads(1)
+    overrides = model_and_data(options.model)
+    packed, loss, job = ours(overrides, True, clock)
+    padded, padded_loss, _ = ours(overrides, False, clock)
+    assert abs(loss - padded_loss) < 1e-5 * loss, (loss, padded_loss)
+    variants = {"ftcore padded": padded, "ftcore packed": packed}
+    rows = job.prepared.splits["train"]
+    if options.model == "llama":
+        variants["TRL packed"], trl_loss = trl(overrides, rows, clock)
+        assert abs(loss - trl_loss) < 1e-4 * loss, (loss, trl_loss)
+    tokens = int(rows.lengths.sum())
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, fp32, {len(rows)} rows,", end=" ")
+    print(f"{tokens} useful tokens, loss {loss:.6f}; time of a step, less is better")
+    compare(variants, rounds=options.rounds, unit="ms")
+    return None
+
+
+if __name__ == "__main__":
+    main()
