@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from ftcore.defaults import Defaults
 from ftcore.errors import Interrupted, UserError, nearest
 from ftcore.hooks import Hooks
 from ftcore.optim import build_optimizer
-from ftcore.plugins import enable
+from ftcore.plugins import Enabled, enable
 from ftcore.prepare import Prepared, prepare
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag
@@ -113,22 +113,28 @@ class Job:
         self.screen.line(f"resuming at step {self.progress.step} ({found.directory})")
 
 
-def build_hooks(cfg: Config) -> Hooks:
-    """Fresh plugin instances of the config's choice, checked, above core's defaults."""
+def build_hooks(cfg: Config, extra: Sequence[Enabled] = ()) -> Hooks:
+    """Fresh plugin instances of the config's choice, checked, above core's defaults; `extra` above those."""
     chosen = dict(cfg.plugin)
     if isinstance(cfg.trainer, dict):  # a strategy that a plugin brings: its options are the trainer's
         options = dict(cfg.trainer)
         chosen[options.pop("strategy")] = options
-    hooks = Hooks(Defaults(cfg), enable(chosen), cfg)
+    hooks = Hooks(Defaults(cfg), [*enable(chosen), *extra], cfg)
     metric, known = (cfg.task.metric or "").lstrip("-").rpartition("/")[2], TASKS[cfg.task.name].METRICS
     if metric and metric not in known and hooks.implemented("evaluate") == ["core"]:
         raise UserError(f"task.metric: task={cfg.task.name} has no '{metric}'; {nearest(metric, known)}")
     return hooks
 
 
-def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop: StopFlag) -> Job:
+def open_job(
+    cfg: Config,
+    run_dir: Path,
+    screen: Callable[[bool], Screen],
+    stop: StopFlag,
+    extra: Sequence[Enabled] = (),
+) -> Job:
     """Build a run in this process (one of its ranks): strategy, data, model, optimiser, checkpoint."""
-    hooks = build_hooks(cfg)
+    hooks = build_hooks(cfg, extra)
     strategy = hooks.build_strategy()
     show = screen(strategy.rank == 0)
     tokenizer = hooks.load_tokenizer()

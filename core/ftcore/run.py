@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +28,7 @@ from ftcore.strategies import local_ranks, rank_environment
 
 if TYPE_CHECKING:
     from ftcore.job import Job
+    from ftcore.plugins import Enabled
 
 __all__ = ["read_config", "run", "train_here"]
 
@@ -97,13 +99,13 @@ def _in_place(cfg: Config, run_dir: Path) -> dict[str, Any]:
         return train_here(cfg, run_dir, stop)
 
 
-def train_here(cfg: Config, run_dir: Path, stop: StopFlag) -> dict[str, Any]:
+def train_here(cfg: Config, run_dir: Path, stop: StopFlag, extra: Sequence[Enabled] = ()) -> dict[str, Any]:
     """Train as one rank (or the only one), evaluate, export; returns the result."""
     from ftcore.job import open_job
     from ftcore.loop import train
     from ftcore.results import cut_metrics, describe_run, write_json
 
-    job = open_job(cfg, run_dir, Screen, stop)
+    job = open_job(cfg, run_dir, Screen, stop, extra)
     try:
         if job.strategy.rank == 0:
             cut_metrics(run_dir, job.progress.step, job.progress.evaluated)
