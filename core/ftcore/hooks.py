@@ -41,6 +41,14 @@ def source_hash(function: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def _check_marked(plugin: Enabled) -> None:
+    """Refuse a method that has a hook's name but is none: it would never be called."""
+    for name in hookspecs.names():
+        method = getattr(plugin.instance, name, None)
+        if callable(method) and not hasattr(method, "ftcore_impl"):
+            raise UserError(f"plugin '{plugin.name}': its {name} is never called; put @hookimpl above it")
+
+
 class Hooks:
     """The enabled plugins of one run, and core's defaults beneath them."""
 
@@ -51,6 +59,7 @@ class Hooks:
         self._pm.add_hookspecs(hookspecs)
         self._pm.register(defaults, "core")
         for one in plugins:
+            _check_marked(one)
             try:
                 self._pm.register(one.instance, one.name)
             except pluggy.PluginValidationError as error:

@@ -22,6 +22,9 @@ __all__ = ["API", "Enabled", "Meta", "conf_dirs", "enable", "hookimpl", "install
 API = 1
 """Number of the hook interface. Adding a hook or an argument does not change it."""
 
+OLDEST_API = 1
+"""The oldest interface that plugins are still called by."""
+
 GROUP = "ftcore.plugins"
 hookimpl = pluggy.HookimplMarker("ftcore")
 T = TypeVar("T")
@@ -35,7 +38,7 @@ class Meta:
     conflicts: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     removes: tuple[str, ...] = ()
-    api: int = API
+    api: int = 1
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -45,7 +48,7 @@ def plugin(
     conflicts: Sequence[str] = (),
     needs: Sequence[str] = (),
     removes: Sequence[str] = (),
-    api: int = API,
+    api: int = 1,
 ) -> Callable[[type[T]], type[T]]:
     """Make a class a plugin: a keyword-only dataclass whose fields are its options.
 
@@ -55,7 +58,7 @@ def plugin(
         conflicts: plugins that can't be enabled beside this one.
         needs: what it relies on (`logits`, `hidden_states`, `full_rank_weights`, ...).
         removes: what it takes away from others, in the same words as `needs`.
-        api: the hook interface it was written for.
+        api: the hook interface it was written for; say it, so that a later core knows.
 
     Check options in `__post_init__` and raise ValueError: the message reaches the user in one line.
     """
@@ -152,9 +155,10 @@ def _instantiate(name: str, available: Mapping[str, list[EntryPoint]], options: 
     meta = getattr(cls, "__ftcore__", None)
     if not isinstance(cls, type) or not isinstance(meta, Meta):
         raise UserError(f"plugin '{name}': {point.value} is no class decorated with @ftcore.plugin")
-    if meta.api > API:
+    if not OLDEST_API <= meta.api <= API:
         raise UserError(
-            f"plugin '{name}' is written for hook API {meta.api}, this ftcore has {API}; upgrade ftcore"
+            f"plugin '{name}' is written for hook API {meta.api}, this ftcore has {OLDEST_API} to {API};"
+            f" upgrade {'ftcore' if meta.api > API else 'the plugin'}"
         )
     values = check_options(cls, name, options)
     try:
