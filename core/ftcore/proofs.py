@@ -1,0 +1,687 @@
+"""Proofs that a plugin is scaled right and starts again right: small runs, and what differs between them.
+
+`ftcore check` prints them for a config, `ftcore.testing` asserts them for a plugin. Each returns a
+`Proof`: what was compared, the largest difference, and, where that is too much, the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ftcore.checkpoint import Checkpoint
+from ftcore.config import Config, TrainerConfig
+from ftcore.contract import Batch, Shard
+from ftcore.errors import Interrupted, TrainingError, UserError
+from ftcore.job import Job, build_hooks, open_job
+from ftcore.launch import launch
+from ftcore.loop import run_step
+from ftcore.plugins import Enabled, hookimpl, plugin
+from ftcore.run import train_here
+from ftcore.screen import Screen
+from ftcore.seeding import generator
+from ftcore.signals import REQUEUE, StopFlag
+from ftcore.strategies import base_model
+from ftcore.tasks import TASKS
+
+__all__ = [
+    "Proof",
+    "export_proof",
+    "merge",
+    "observe",
+    "off_proof",
+    "precision_proof",
+    "rank_proof",
+    "repeat_proof",
+    "resume_proof",
+    "small",
+    "split_proof",
+    "state_proof",
+]
+
+ROWS = 8  # of the step whose gradient is compared
+STEPS = 4  # of a whole run
+ALLOWED = 1e-4  # relative; fp32 sums in another order differ by some 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """One comparison. `difference` is relative, the largest of all; `reason` is empty where it holds."""
+
+    name: str
+    compared: str
+    difference: float = 0.0
+    allowed: float = 0.0
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+
+def small(cfg: Config, **train: Any) -> Config:
+    """`cfg` for a proof: a few rows, four steps, fp32; `train` sets other keys of `train`."""
+    made = copy.deepcopy(cfg)
+    made.force = False
+    limit = made.data.limit
+    limit.train = min(limit.train or 256, 256)
+    limit.validation, limit.test = min(limit.validation or 16, 16), min(limit.test or 16, 16)
+    values: dict[str, Any] = {
+        "batch_size": ROWS,
+        "micro_batch_size": ROWS,
+        "steps": STEPS,
+        "precision": "fp32",
+        "eval_every": 2,
+        "save_every": 1,
+        "log_every": 1,
+        "keep_last": STEPS,
+        "early_stop": None,
+        "keep": "resume",
+        "resume": True,
+    }
+    for key, value in {**values, **train}.items():
+        setattr(made.train, key, value)
+    return made
+
+
+# One step, and what it did.
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What one optimiser step did: a rank's part, or by `merge` the whole.
+
+    Attributes:
+        sums: of each loss term that is additive, over micro-batches.
+        units: unit of each of these terms.
+        counts: of each unit, over micro-batches.
+        penalties: of `regularize`.
+        others: terms that are not additive: no claim is made for them.
+        grad, value: flat parts of parameters as `on_gradients` left them, with their offset.
+    """
+
+    sums: dict[str, float] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    penalties: dict[str, float] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    micro_batches: int = 0
+    grad: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    value: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+
+    def terms(self) -> dict[str, float]:
+        """Each loss term divided by its count, and each penalty, as they enter the loss (unweighted)."""
+        counts = {**self.counts, "step": 1.0}
+        shares = {name: total / (counts.get(self.units[name]) or 1.0) for name, total in self.sums.items()}
+        return shares | self.penalties
+
+
+def merge(parts: Sequence[Seen]) -> Seen:
+    """The whole step from what its ranks saw."""
+    whole = Seen(micro_batches=sum(p.micro_batches for p in parts), others=parts[0].others)
+    for part in parts:
+        whole.units |= part.units
+        for name in ("sums", "counts", "penalties"):
+            into = getattr(whole, name)
+            for key, number in getattr(part, name).items():
+                into[key] = into.get(key, 0.0) + number
+    for kind in ("grad", "value"):
+        for name in getattr(parts[0], kind):
+            pieces = sorted((getattr(p, kind)[name] for p in parts), key=lambda piece: piece[0])
+            getattr(whole, kind)[name] = (0, torch.cat([tensor for _, tensor in pieces]))
+    return whole
+
+
+@plugin()
+class Probe:
+    """Record a step from outside all other plugins; terms that are not additive are left out of the loss.
+
+    With `hide`, the model's parameters are empty while hooks work on shards, as they are under ZeRO-3.
+    """
+
+    hide: bool = False
+
+    def __post_init__(self) -> None:
+        self.seen = Seen()
+        self._model: torch.nn.Module | None = None
+        self._hidden: list[tuple[torch.nn.Parameter, Tensor, Tensor | None]] = []
+
+    @hookimpl
+    def on_step_start(self, model: torch.nn.Module) -> None:
+        self._model = model
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def count_units(self, batch: Batch) -> Generator[None, Any, Any]:
+        answers = yield
+        if not batch.is_filler:
+            self.seen.micro_batches += 1
+            for name, number in (item for answer in answers or () for item in answer.items()):
+                self.seen.counts[name] = self.seen.counts.get(name, 0.0) + number
+        return answers
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def compute_loss(self, batch: Batch) -> Generator[None, Any, Any]:
+        terms = yield
+        for name, term in (terms or {}).items():
+            if not term.additive:
+                term.weight = 0.0
+                self.seen.others = sorted({*self.seen.others, name})
+            elif not batch.is_filler:
+                self.seen.units[name] = term.unit
+                self.seen.sums[name] = self.seen.sums.get(name, 0.0) + float(term.sum.detach())
+        return terms
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def regularize(self) -> Generator[None, Any, Any]:
+        for param in self._model.parameters() if self.hide and self._model else ():
+            self._hidden.append((param, param.data, param.grad))
+            param.grad, param.data = None, torch.empty(0)
+        answers = yield
+        for name, number in (item for answer in answers or () for item in answer.items()):
+            self.seen.penalties[name] = float(number.detach())
+        return answers
+
+    @hookimpl(trylast=True)
+    def on_gradients(self, shards: Sequence[Shard]) -> None:
+        while self._hidden:
+            param, data, grad = self._hidden.pop()
+            param.data, param.grad = data, grad
+        for shard in shards:
+            if shard.grad is not None:
+                self.seen.grad[shard.name] = (shard.offset, shard.grad.detach().cpu().clone())
+            self.seen.value[shard.name] = (shard.offset, shard.value.detach().cpu().clone())
+
+
+def observe(cfg: Config, run_dir: Path, *, hide: bool = False) -> Seen:
+    """This rank's part of a step in mid-training, without dropout, away from the pretrained weights."""
+    cfg.model.dropout = 0.0
+    probe = Probe(hide=hide)
+    job = open_job(cfg, run_dir, _silent, StopFlag(), [_extra("probe", probe)])
+    try:
+        sampler = job.hooks.build_sampler(job.prepared.splits["train"], cfg.train.batch_size, cfg.seed)
+        _displace(job)
+        job.progress.step = STEPS // 2
+        job.strategy.model.train()
+        job.hooks.on_train_start(job.state(STEPS))
+        run_step(job, sampler, STEPS)
+    finally:
+        job.strategy.close()
+    return probe.seen
+
+
+def _displace(job: Job) -> None:
+    """Add the same noise to the weights whatever the strategy, so that a pull to them is not zero."""
+    shards = job.strategy.shards()
+    for shard in shards:
+        numel = int(np.prod(shard.shape)) if shard.shape else 1
+        noise = torch.randn(numel, generator=generator(0, "displace", shard.name)) * 0.01
+        shard.value += noise[shard.offset : shard.offset + shard.value.numel()].to(shard.value.device)
+    job.strategy.sync_shards()
+
+
+def _extra(name: str, instance: Any) -> Enabled:
+    return Enabled(name=name, instance=instance, distribution="", version="", options={})
+
+
+def _silent(shown: bool) -> Screen:
+    return Screen(False)
+
+
+# What differs.
+
+
+def _apart(one: Mapping[str, tuple[int, Tensor]], other: Mapping[str, tuple[int, Tensor]]) -> float:
+    """L2 norm of the difference over that of `one`, over all parameters."""
+    if one.keys() != other.keys() or any(one[n][1].shape != other[n][1].shape for n in one):
+        return float("inf")
+    apart = sum(float((one[n][1].double() - other[n][1].double()).square().sum()) for n in one)
+    norm = sum(float(one[n][1].double().square().sum()) for n in one)
+    return float((apart / (norm or 1.0)) ** 0.5)
+
+
+def _judge(name: str, compared: str, one: Seen, other: Seen, *, ranks: bool) -> Proof:
+    """Whether two ways to make the same step agree, and what is wrong where they do not."""
+    differences, worst = {}, ""
+    for term, value in one.terms().items():
+        got = other.terms().get(term, float("nan"))
+        apart = abs(value - got) / max(abs(value), abs(got), 1e-6) if got == got else float("inf")
+        differences[f"term {term}"] = apart
+    differences["gradient"] = _apart(one.grad, other.grad)
+    differences["weights"] = _apart(one.value, other.value)
+    worst = max(differences, key=lambda key: differences[key])
+    largest, reason = differences[worst], ""
+    off = [key for key, value in differences.items() if not value <= ALLOWED]
+    if off:
+        # What is said first explains most: a wrong term makes a wrong gradient.
+        reason = _explain(off[0].removeprefix("term "), one, other, ranks)
+    claimed = f"; no claim for {', '.join(one.others)} (additive=False)" if one.others else ""
+    return Proof(name=name, compared=compared + claimed, difference=largest, allowed=ALLOWED, reason=reason)
+
+
+def _explain(key: str, one: Seen, other: Seen, ranks: bool) -> str:
+    values, got = one.terms(), other.terms()
+    if key in one.penalties:
+        return (
+            f"penalty '{key}' is {values[key]:g} on one rank and {got.get(key, 0.0):g} on two: a shard is one"
+            " rank's part of a parameter, not the whole; only sums over elements of shard.value add up"
+        )
+    if key in one.sums:
+        if key not in got or not values[key]:
+            return f"loss term '{key}' is not there however the step is split"
+        ratio, batches = got[key] / values[key], other.micro_batches / one.micro_batches
+        if abs(ratio / batches - 1) < 0.25:
+            return (
+                f"loss term '{key}' is {ratio:.3g} times as large in {other.micro_batches} micro-batches:"
+                f" its sum is a mean over the micro-batch; give the sum over {one.units[key]}, core divides"
+                " by their number"
+            )
+        return (
+            f"loss term '{key}' is {values[key]:g} in {one.micro_batches} micro-batch and {got[key]:g} in"
+            f" {other.micro_batches}: it is no sum over {one.units[key]}, or is drawn at random by the"
+            " micro-batch (use step.row_generator); where rows of one interact, say additive=False"
+        )
+    if ranks:
+        return (
+            "the terms agree and the gradient does not: on two ranks a hook read a shard (flat, this rank's"
+            " part, from shard.offset) as if it were the whole parameter, or changed a rank's gradient alone"
+        )
+    return (
+        "the terms agree and the gradient does not: something that is random, kept or changed goes by the"
+        " micro-batch, not by the step or the row"
+    )
+
+
+# The proofs.
+
+
+def split_proof(cfg: Config, folder: Path) -> Proof:
+    """The same rows at once, in three unequal micro-batches, and one by one, are one gradient."""
+    whole = observe(small(_plain(cfg)), folder)
+    proofs = []
+    for size, shape in ((3, "3+3+2"), (1, "1 by 1")):
+        part = merge([observe(small(_single(cfg), micro_batch_size=size), folder)])
+        proofs.append(
+            _judge("micro-batches", f"a step of {ROWS} rows at once and {shape}", whole, part, ranks=False)
+        )
+    return next((p for p in proofs if not p.ok), max(proofs, key=lambda p: p.difference))
+
+
+def rank_proof(cfg: Config, folder: Path, trainer: Any = None) -> Proof:
+    """The same rows on two ranks, with unequal micro-batches and weights in shards, are one gradient.
+
+    `trainer` is the node of a strategy; without one it is ddp, whose parameters are hidden as ZeRO-3's are.
+
+    Raises:
+        UserError: the strategy and a plugin are declared not to combine.
+    """
+    if trainer:
+        build_hooks(replace(cfg, trainer=dict(trainer)))
+    whole = observe(small(_plain(cfg)), folder)
+    name = trainer["strategy"] if trainer else "ddp, sharded"
+    compared = f"a step of {ROWS} rows on one rank and on two (3+3+2), weights in shards"
+    ranks, error = _observe_ranks(cfg, folder, trainer, hide=trainer is None)
+    if error and trainer is None and not _observe_ranks(cfg, folder, trainer, hide=False)[1]:
+        error = f"a hook reads the model's parameters where it has shards, and ZeRO-3 has none there: {error}"
+    if error:
+        hint = "; a shard is flat and one rank's part of a parameter, from shard.offset"
+        return Proof(name=f"ranks ({name})", compared=compared, difference=float("inf"), reason=error + hint)
+    proof = _judge(f"ranks ({name})", compared, whole, merge(ranks), ranks=True)
+    if not proof.ok and trainer is None:
+        plain, error = _observe_ranks(cfg, folder, trainer, hide=False)
+        if not error and _judge("", "", whole, merge(plain), ranks=True).ok:
+            why = "a hook reads the model's parameters where it has shards: under ZeRO-3 they are empty there"
+            return replace(proof, reason=why)
+    return proof
+
+
+def repeat_proof(cfg: Config, folder: Path) -> Proof:
+    """Two runs one after another in a process are the same bit for bit, and leave nothing behind in it."""
+    before = _module_state(cfg)
+    first = _whole(cfg, folder / "first")
+    between = _module_state(cfg)
+    second = _whole(cfg, folder / "second")
+    after = _module_state(cfg)
+    proof = _same("repeat", f"two runs of {STEPS} steps in one process, bit for bit", first, second)
+    if changed := [
+        n for n, value in after.items() if {before.get(n, value), between.get(n, value)} != {value}
+    ]:
+        why = (
+            f"{', '.join(changed)} keeps state at module level, which the next job of a sweep finds:"
+            " keep it in the instance (self), which each run has anew"
+        )
+        return replace(proof, reason=why)
+    if not proof.ok:
+        why = (
+            f"{proof.reason}: something is random outside the seed; use step.generator(name) or"
+            " step.row_generator(name, row)"
+        )
+        return replace(proof, reason=why)
+    return proof
+
+
+def resume_proof(cfg: Config, folder: Path) -> Proof:
+    """A run that was stopped and resumed by fresh objects equals one that was not, bit for bit."""
+    whole = _whole(cfg, folder / "whole")
+    cut = folder / "cut"
+    _write_config(small(_single(cfg)), cut)
+    with contextlib.suppress(Interrupted):
+        _train(small(_single(cfg)), cut, StopAfter(cut / "checkpoints" / "step-1"))
+    if (cut / "result.json").is_file():
+        raise AssertionError("the run was not stopped")
+    resumed = _whole(cfg, cut)
+    compared = f"{STEPS} steps, stopped after 2 and resumed, bit for bit"
+    proof = _same("resume", compared, whole, resumed)
+    if not proof.ok:
+        why = (
+            f"{proof.reason}: what a later step needs and the seed does not give goes into state_dict and"
+            " load_state_dict"
+        )
+        return replace(proof, reason=why)
+    return proof
+
+
+def state_proof(cfg: Config, folder: Path, name: str) -> Proof:
+    """A fresh instance that was given the saved state has that state."""
+    compared = "state_dict after load_state_dict, and what the checkpoint holds"
+    _train(small(_single(cfg)), folder)
+    saved = Checkpoint(folder / "checkpoints" / f"step-{STEPS}").plugin_state(name)
+    job = open_job(small(_single(cfg)), folder, _silent, StopFlag())
+    try:
+        instance = next(p.instance for p in job.hooks.plugins if p.name == name)
+        if saved is None:
+            return Proof(name="state", compared="it has none")
+        state = instance.state_dict()
+        # As a checkpoint holds it: JSON knows no tuples, and no keys but strings.
+        state = {k: v if isinstance(v, Tensor) else json.loads(json.dumps(v)) for k, v in state.items()}
+        bad = [k for k in saved.keys() | state.keys() if _print(saved.get(k)) != _print(state.get(k))]
+    finally:
+        job.strategy.close()
+    why = f"state '{bad[0]}' is not the same after load_state_dict" if bad else ""
+    return Proof(name="state", compared=compared, difference=float(len(bad)), reason=why)
+
+
+def off_proof(off: Config, without: Config, folder: Path) -> Proof:
+    """A technique switched off, and the run without it, are the same bit for bit in all that both have."""
+    compared = f"{STEPS} steps with it switched off and without it, bit for bit"
+    return _same(
+        "off", compared, _whole(off, folder / "off"), _whole(without, folder / "without"), shared=True
+    )
+
+
+def precision_proof(cfg: Config, folder: Path, precision: str = "bf16") -> Proof:
+    """Losses and weights are finite in a lower precision."""
+    proof = Proof(name=precision, compared=f"{STEPS} steps in {precision} are finite")
+    try:
+        _train(small(_single(cfg), precision=precision), folder)
+    except TrainingError as error:
+        return replace(proof, difference=float("inf"), reason=str(error))
+    return proof
+
+
+RELOAD = """
+import sys
+sys.modules["ftcore"] = None  # any import of it fails
+folder, name, inputs, out = sys.argv[1:]
+import torch, transformers
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+model, found = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+missing = sorted(found["missing_keys"])
+assert not missing, f"the exported model lacks {missing[:3]}"
+with torch.no_grad():
+    save_file({"logits": model.eval()(**load_file(inputs)).logits.contiguous()}, out)
+"""
+
+
+def export_proof(cfg: Config, folder: Path) -> Proof:
+    """`model/` is loaded by plain transformers in a process without ftcore, and answers as the run did."""
+    witness = Witness()
+    made = small(_single(cfg), eval_every=STEPS)
+    _train(made, folder, extra=[_extra("witness", witness)])
+    inputs, out = folder / "inputs.safetensors", folder / "logits.safetensors"
+    save_file(witness.inputs, inputs)
+    name = TASKS[cfg.task.name].AUTO_MODEL
+    command = [sys.executable, "-c", RELOAD, str(folder / "model"), name, str(inputs), str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    compared = f"logits of model/ in plain {name} and in the run's last evaluation"
+    if ended.returncode:
+        why = f"model/ does not load without ftcore: {ended.stderr.strip().splitlines()[-1]}"
+        return Proof(name="export", compared=compared, difference=float("inf"), reason=why)
+    got = load_file(out)["logits"]
+    apart = _apart({"logits": (0, witness.logits)}, {"logits": (0, got)})
+    why = (
+        ""
+        if apart <= ALLOWED
+        else "the exported model answers otherwise: undo in on_export what the run changed"
+    )
+    return Proof(name="export", compared=compared, difference=apart, allowed=ALLOWED, reason=why)
+
+
+@plugin()
+class Witness:
+    """Keep the last batch that was predicted, and its logits under the weights of that evaluation."""
+
+    def __post_init__(self) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.logits = torch.empty(0)
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def predict(self, model: torch.nn.Module, batch: Batch) -> Generator[None, Any, Any]:
+        answer = yield
+        inputs, base = {k: v for k, v in batch.items() if k != "labels"}, base_model(model)
+        if base.config.is_encoder_decoder and batch["labels"].ndim == 2:
+            inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(batch["labels"])
+        self.logits = model(**inputs).logits.float().cpu().contiguous()
+        self.inputs = {k: v.cpu().contiguous() for k, v in inputs.items()}
+        return answer
+
+
+# Whole runs, and what they leave.
+
+
+class StopAfter(StopFlag):
+    """A flag that asks to stop once a checkpoint is there."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+
+    @property
+    def code(self) -> int:  # type: ignore[override]
+        return REQUEUE if self._checkpoint.is_dir() else 0
+
+
+def _whole(cfg: Config, folder: Path) -> Path:
+    """A whole run in `folder` (or the rest of one); generators outside the seed are left in disorder."""
+    made = small(_single(cfg))
+    _train(made, folder)
+    return folder
+
+
+def _train(cfg: Config, folder: Path, stop: StopFlag | None = None, extra: Sequence[Enabled] = ()) -> None:
+    entropy = int.from_bytes(os.urandom(4), "little")
+    random.seed(entropy)
+    np.random.seed(entropy)
+    torch.manual_seed(entropy)
+    _write_config(cfg, folder)
+    with contextlib.redirect_stdout(io.StringIO()):
+        train_here(cfg, folder, stop or StopFlag(), extra)
+
+
+def _write_config(cfg: Config, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(asdict(cfg)), folder / "config.yaml")
+
+
+def _same(name: str, compared: str, one: Path, other: Path, *, shared: bool = False) -> Proof:
+    """Whether two finished runs have the same records and the same last checkpoint, bit for bit.
+
+    With `shared`, in what both have: not a loss term or a plugin's state that is in one only.
+    """
+    records = [_records(folder) for folder in (one, other)]
+    first, second = (_saved(folder) for folder in (one, other))
+    if shared:
+        records = [
+            [{k: a[k] for k in a if k in b} for a, b in zip(x, y, strict=True)]
+            for x, y in (records, records[::-1])
+        ]
+        first, second = (
+            {k: v for k, v in x.items() if k.startswith(("rank-", "buffers"))} for x in (first, second)
+        )
+    step = next((a.get("step") for a, b in zip(*records, strict=False) if a != b), None)
+    if first.keys() != second.keys():
+        names = sorted(first.keys() ^ second.keys())
+        return Proof(
+            name=name, compared=compared, difference=float("inf"), reason=f"{names[0]} is in one only"
+        )
+    apart = _apart({k: (0, v) for k, v in first.items()}, {k: (0, v) for k, v in second.items()})
+    reason = f"the runs differ from step {step}" if step is not None else ""
+    reason = reason or ("the last checkpoints differ" if apart else "")
+    return Proof(name=name, compared=compared, difference=apart, reason=reason)
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+
+
+def _saved(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the last checkpoint, and its plain plugin state as bytes."""
+    last = folder / "checkpoints" / f"step-{STEPS}"
+    found: dict[str, Tensor] = {}
+    for file in sorted(last.glob("*.safetensors")):
+        found |= {f"{file.stem}/{key}": value.double() for key, value in load_file(file).items()}
+    plain = json.dumps(json.loads((last / "state.json").read_text())["plugins"], sort_keys=True)
+    digest = hashlib.sha256(plain.encode()).digest()
+    return {**found, "state of plugins": torch.tensor([float(byte) for byte in digest])}
+
+
+def _single(cfg: Config) -> Config:
+    """The config in one process: of its own strategy where a plugin brings it, else `single`."""
+    made = copy.deepcopy(cfg)
+    if not isinstance(cfg.trainer, dict):
+        return _plain(cfg)
+    made.trainer |= {key: 1 for key in ("devices",) if key in made.trainer}
+    return made
+
+
+def _plain(cfg: Config) -> Config:
+    """The config under `single`, whatever its strategy."""
+    made = copy.deepcopy(cfg)
+    device = None if isinstance(cfg.trainer, dict) else cfg.trainer.device
+    made.trainer = TrainerConfig(strategy="single", device=device)
+    return made
+
+
+def _module_state(cfg: Config) -> dict[str, str]:
+    """A print of all that the chosen plugins' modules and classes hold, functions aside."""
+    from ftcore.plugins import enable
+
+    roots = {type(p.instance).__module__.partition(".")[0] for p in enable(cfg.plugin)}
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in roots or roots & {"ftcore"} or module is None:
+            continue
+        for owner, values in _owners(name, module):
+            for key, value in values.items():
+                if not key.startswith("__") and not isinstance(value, FunctionType | ModuleType | type):
+                    found[f"{owner}.{key}"] = _print(value)
+    return found
+
+
+def _owners(name: str, module: ModuleType) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The module, and the classes that it defines."""
+    yield name, dict(vars(module))
+    for key, value in list(vars(module).items()):
+        if isinstance(value, type) and value.__module__ == name:
+            yield f"{name}.{key}", dict(vars(value))
+
+
+def _print(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return hashlib.sha256(
+            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
+    if isinstance(value, torch.Generator):
+        return _print(value.get_state())
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return repr(value.getstate())
+    if isinstance(value, Mapping):
+        return repr({k: _print(v) for k, v in value.items()})
+    if isinstance(value, list | tuple | set | frozenset):
+        return repr([_print(v) for v in value])
+    return repr(value) if isinstance(value, int | float | str | bytes | bool | None) else str(id(value))
+
+
+# Ranks: `python -m ftcore.proofs FOLDER`, started by `launch`.
+
+
+def _observe_ranks(cfg: Config, folder: Path, trainer: Any, *, hide: bool) -> tuple[list[Seen], str]:
+    """What two ranks see of the step, and what went wrong."""
+    made = small(cfg, micro_batch_size=3)
+    made.trainer = (
+        {**trainer, "devices": 2} if trainer else TrainerConfig(strategy="ddp", devices=2, device="cpu")
+    )
+    shutil.rmtree(folder / "ranks", ignore_errors=True)
+    _write_config(made, folder / "ranks")
+    (folder / "ranks" / "hide").write_text(str(int(hide)))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            launch(2, folder / "ranks", "ftcore.proofs")
+    except (UserError, TrainingError) as error:
+        return [], str(error)
+    return [_read(folder / "ranks" / f"seen-{rank}") for rank in range(2)], ""
+
+
+def _rank(cfg: Config, run_dir: Path, stop: StopFlag) -> None:
+    torch.set_num_threads(1)
+    seen = observe(cfg, run_dir, hide=(run_dir / "hide").read_text() == "1")
+    _write(run_dir / f"seen-{os.environ['RANK']}", seen)
+
+
+def _write(path: Path, seen: Seen) -> None:
+    tensors = {f"{kind}/{n}": t for kind in ("grad", "value") for n, (_, t) in getattr(seen, kind).items()}
+    save_file(tensors, path.with_suffix(".safetensors"))
+    plain = {k: v for k, v in vars(seen).items() if k not in ("grad", "value")}
+    offsets = {kind: {n: o for n, (o, _) in getattr(seen, kind).items()} for kind in ("grad", "value")}
+    path.with_suffix(".json").write_text(json.dumps({"plain": plain, "offsets": offsets}))
+
+
+def _read(path: Path) -> Seen:
+    written, tensors = (
+        json.loads(path.with_suffix(".json").read_text()),
+        load_file(path.with_suffix(".safetensors")),
+    )
+    parts: dict[str, Any] = {
+        k: {n: (o, tensors[f"{k}/{n}"]) for n, o in of.items()} for k, of in written["offsets"].items()
+    }
+    return Seen(**written["plain"], **parts)
+
+
+if __name__ == "__main__":
+    from ftcore.worker import main
+
+    code = main(Path(sys.argv[1]), _rank)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # as `ftcore.worker` does
