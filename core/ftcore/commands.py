@@ -34,7 +34,11 @@ def plugins(arguments: Sequence[str]) -> int:
     for name, points in installed().items():
         for point in points:
             dist = point.dist
-            row = {"name": name, "distribution": dist and dist.name, "version": dist and dist.version}
+            row = {
+                "name": name,
+                "distribution": dist.name if dist else point.value,
+                "version": dist.version if dist else "",
+            }
             try:
                 cls = point.load()
                 row["summary"] = (cls.__doc__ or "").strip().partition("\n")[0]

@@ -22,6 +22,7 @@ from ftcore import checkpoint, config
 from ftcore.config import Config
 from ftcore.errors import TrainingError, UserError
 from ftcore.launch import launch
+from ftcore.plugins import file_plugins
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag, stop_flag
 from ftcore.strategies import local_ranks, rank_environment
@@ -220,10 +221,25 @@ def _finished(cfg: Config, run_dir: Path) -> dict[str, Any] | None:
             f"{run_dir} holds a run with another config ({_difference(before, now)});"
             " set another name=, or force=true to replace it"
         )
+    _check_plugin_files(cfg, run_dir)
     if not (run_dir / "result.json").is_file():
         return None
     result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
     return result
+
+
+def _check_plugin_files(cfg: Config, run_dir: Path) -> None:
+    """Refuse to take a run with another state of a plugin's file for this one, or to go on with it."""
+    path = run_dir / "run.json"
+    described = json.loads(path.read_text())["plugins"] if path.is_file() else []
+    before = {p["name"]: p["version"] for p in described}
+    for one in file_plugins():
+        now = f"sha256:{one.digest}"
+        if one.name in cfg.plugin and before.get(one.name, now) != now:
+            raise UserError(
+                f"{run_dir} holds a run with another {one.path.name} ({before[one.name]} there, {now} now);"
+                " set another name=, or force=true to replace it"
+            )
 
 
 def _has_begun(run_dir: Path) -> bool:
