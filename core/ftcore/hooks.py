@@ -5,10 +5,13 @@ The loop never touches pluggy itself.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -33,7 +36,7 @@ CHAINED = ("setup_model", "on_export")
 
 def source_hash(function: Any) -> str:
     """Hash of the source that a hook implementation may call: its package, or its single file."""
-    file = Path(inspect.getsourcefile(function) or "")
+    file = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
     files = sorted(file.parent.rglob("*.py")) if (file.parent / "__init__.py").is_file() else [file]
     digest = hashlib.sha256()
     for one in files:
@@ -47,6 +50,49 @@ def _check_marked(plugin: Enabled) -> None:
         method = getattr(plugin.instance, name, None)
         if callable(method) and not hasattr(method, "ftcore_impl"):
             raise UserError(f"plugin '{plugin.name}': its {name} is never called; put @hookimpl above it")
+
+
+class _Wrapper:
+    """A wrapper's generator: the time in it is added up, and loss terms that pass it are looked after."""
+
+    def __init__(self, generator: Any, plugin: str, add: Callable[[float], None], is_loss: bool) -> None:
+        self._generator, self._plugin, self._add, self._is_loss = generator, plugin, add, is_loss
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+    def __next__(self) -> Any:
+        return self._timed(next, self._generator)
+
+    def send(self, value: Any) -> Any:
+        before = {n: (t, t.sum) for n, t in value.items()} if self._is_loss else {}
+        try:
+            return self._timed(self._generator.send, value)
+        except StopIteration as stop:
+            _check_kept(self._plugin, before, stop.value)
+            raise
+
+    def throw(self, error: BaseException) -> Any:
+        return self._timed(self._generator.throw, error)
+
+    def _timed(self, function: Callable[..., Any], argument: Any) -> Any:
+        start = perf_counter()
+        try:
+            return function(argument)
+        finally:
+            self._add(perf_counter() - start)
+
+
+def _check_kept(plugin: str, before: Mapping[str, tuple[LossTerm, Tensor]], after: Any) -> None:
+    """Refuse to lose a loss term that others gave: dropped, or another put under its name."""
+    for name, (term, total) in before.items() if isinstance(after, dict) else ():
+        if name not in after:
+            raise UserError(f"plugin '{plugin}' drops the loss term '{name}'; set its weight to 0 instead")
+        if after[name] is not term and getattr(after[name], "sum", None) is not total:
+            raise UserError(
+                f"plugin '{plugin}' puts another loss term under the name '{name}', which is taken; choose"
+                " another name (a compute_loss that is no wrapper replaces the task's loss)"
+            )
 
 
 class Hooks:
@@ -70,6 +116,32 @@ class Hooks:
             raise UserError(f"a hook this ftcore does not have: {error}; upgrade ftcore") from error
         self._check_single_answers()
         self.hook = self._pm.hook
+        self.seconds: dict[str, dict[str, float]] = {p.name: defaultdict(float) for p in plugins}
+        for name in hookspecs.names():
+            for impl in getattr(self.hook, name).get_hookimpls():
+                if impl.plugin_name in self.seconds:
+                    impl.function = self._measured(name, impl)
+
+    def _measured(self, hook: str, impl: pluggy.HookImpl) -> Callable[..., Any]:
+        """A plugin's function, which adds the time it takes to `seconds[plugin][hook]` (the host's time)."""
+        spent, function = self.seconds[impl.plugin_name], impl.function
+
+        def add(seconds: float) -> None:
+            spent[hook] += seconds
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return _Wrapper(function(*args, **kwargs), impl.plugin_name, add, hook == "compute_loss")
+
+        @functools.wraps(function)
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            start = perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[hook] += perf_counter() - start
+
+        return wrapper if impl.wrapper else plain
 
     def implemented(self, name: str) -> list[str]:
         """Names of the plugins (and `core`) that implement a hook, in registration order, wrappers last."""
@@ -213,6 +285,15 @@ class Hooks:
         for name, term in terms.items():
             if not isinstance(term, LossTerm) or getattr(term.sum, "ndim", None) != 0:
                 raise UserError(f"loss term '{name}' must be a LossTerm whose sum is a scalar tensor")
+            if batch and term.sum.device != batch["input_ids"].device:
+                raise UserError(
+                    f"loss term '{name}' is on {term.sum.device}, the batch on {batch['input_ids'].device};"
+                    " make its tensors there"
+                )
+            if term.sum.dtype.itemsize < 4:
+                raise UserError(
+                    f"loss term '{name}' is summed in {term.sum.dtype}: add up in fp32 (.float())"
+                )
         return terms
 
     def on_backward_end(self, model: torch.nn.Module, step: Step) -> None:

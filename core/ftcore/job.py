@@ -52,6 +52,8 @@ class Job:
     stop: StopFlag
     progress: Progress = field(default_factory=Progress)
     saved: int = 0  # the step of the newest checkpoint
+    step_seconds: float = 0.0  # spent in steps by this process
+    steps: int = 0  # made by this process
 
     @property
     def metric(self) -> str:

@@ -36,6 +36,9 @@ __all__ = ["read_config", "run", "train_here"]
 OWN = ("config.yaml", "run.json", "metrics.jsonl", "result.json", "checkpoints", "model")
 """What a run writes into its directory, and what `force=true` takes away."""
 
+NOTABLE = 0.05
+"""Share of a step above which a plugin's cost is shown."""
+
 
 def run(cfg: Config, run_dir: Path) -> float:
     """Run, resume, or find finished; returns the metric (higher or lower is better as the task has it).
@@ -116,6 +119,12 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag, extra: Sequence[Enabl
         result = _finish(job)
         job.hooks.on_train_end(job.state(job.progress.step))
         job.screen.result(result, str(run_dir))
+        for name, cost in result["plugin_cost"].items():
+            if cost["share_of_step"] > NOTABLE:
+                per_step, share = cost["ms_per_step"], cost["share_of_step"]
+                job.screen.line(
+                    f"plugin {name} took {per_step:.2f} ms a step, {share:.0%} of it, in its hooks"
+                )
         return result
     except torch.OutOfMemoryError as error:
         raise TrainingError(
@@ -131,7 +140,7 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag, extra: Sequence[Enabl
 def _finish(job: Job) -> dict[str, Any]:
     """Go back to the best weights, test, export, write `result.json`, drop the checkpoints."""
     from ftcore.evaluation import evaluate
-    from ftcore.results import export, write_json
+    from ftcore.results import export, plugin_cost, write_json
 
     progress, cfg = job.progress, job.cfg
     metrics = dict(progress.best)
@@ -156,6 +165,7 @@ def _finish(job: Job) -> dict[str, Any]:
         "seconds": round(progress.seconds, 3),
         "plugins": {p.name: p.version for p in job.hooks.plugins},
         "order": [p.name for p in job.hooks.plugins],
+        "plugin_cost": plugin_cost(job),
         "seed": cfg.seed,
     }
     if job.strategy.rank == 0:
