@@ -91,8 +91,10 @@ class Conformance:
         return cfg
 
     def _is_strategy(self) -> bool:
-        conf = self._conf()
-        return not (conf / "plugin" / f"{self.name}.yaml").is_file() and (conf / "trainer").is_dir()
+        from ftcore.plugins import conf_dirs
+
+        conf = conf_dirs().get(self.name)  # None for a plugin in a single file
+        return conf is not None and not (conf / "plugin" / f"{self.name}.yaml").is_file()
 
     def _conf(self) -> Path:
         from ftcore.plugins import conf_dirs
