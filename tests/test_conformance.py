@@ -1,4 +1,4 @@
-"""The conformance suite finds what is wrong with a plugin, and says so; and `ftcore check` does."""
+"""The conformance suite finds what is wrong with a plugin, and says so."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from ftcore.cli import main
 from ftcore.plugins import FILES
-from ftcore.testing import FAST, Conformance
+from ftcore.testing import Conformance
 
 HEAD = """
 import random
@@ -193,14 +192,3 @@ def test_no_claim_is_made_for_a_term_that_is_not_additive(suite: Any, tmp_path: 
         AssertionError, match=r"'batched' is .*where rows of one interact, say additive=False"
     ):
         made.test_one_gradient_however_it_is_split(undeclared, tmp_path)
-
-
-def test_check_says_what_is_off_and_exits_1(suite: Any, tmp_path: Path, capsys: Any) -> None:
-    """A table of what was compared; the classic bug is explained below its line."""
-    made = suite(MEAN, "averaged")
-    assert main(["check", "+plugin=averaged", *made.overrides]) == 1
-    table = capsys.readouterr().out
-    lines = {line.split()[1]: line.split()[0] for line in table.splitlines() if line[:3] in ("ok ", "OFF")}
-    assert lines == {"export": "ok", "resume": "ok", "repeat": "ok", "micro-batches": "OFF", "ranks": "OFF"}
-    assert "'averaged' is 3 times as large in 3 micro-batches: its sum is a mean" in table
-    assert list(FAST) == list(made.overrides)

@@ -13,41 +13,32 @@ import io
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftcore.checkpoint import Checkpoint
 from ftcore.config import Config, TrainerConfig
-from ftcore.contract import Batch, Shard
-from ftcore.errors import Interrupted, TrainingError, UserError
-from ftcore.job import Job, build_hooks, open_job
-from ftcore.launch import launch
-from ftcore.loop import run_step
-from ftcore.plugins import Enabled, hookimpl, plugin
+from ftcore.errors import Interrupted, TrainingError
+from ftcore.job import build_hooks, open_job
+from ftcore.plugins import Enabled
+from ftcore.probe import Seen, Witness, extra, merge, observe, observe_ranks, silent, write_config
 from ftcore.run import train_here
-from ftcore.screen import Screen
-from ftcore.seeding import generator
 from ftcore.signals import REQUEUE, StopFlag
-from ftcore.strategies import base_model
 from ftcore.tasks import TASKS
 
 __all__ = [
     "Proof",
     "export_proof",
-    "merge",
-    "observe",
     "off_proof",
     "precision_proof",
     "rank_proof",
@@ -79,12 +70,9 @@ class Proof:
 
 
 def small(cfg: Config, **train: Any) -> Config:
-    """`cfg` for a proof: a few rows, four steps, fp32; `train` sets other keys of `train`."""
+    """`cfg` for a proof: four steps of eight rows, fp32; `train` sets other keys of `train`."""
     made = copy.deepcopy(cfg)
     made.force = False
-    limit = made.data.limit
-    limit.train = min(limit.train or 256, 256)
-    limit.validation, limit.test = min(limit.validation or 16, 16), min(limit.test or 16, 16)
     values: dict[str, Any] = {
         "batch_size": ROWS,
         "micro_batch_size": ROWS,
@@ -101,149 +89,6 @@ def small(cfg: Config, **train: Any) -> Config:
     for key, value in {**values, **train}.items():
         setattr(made.train, key, value)
     return made
-
-
-# One step, and what it did.
-
-
-@dataclass(kw_only=True)
-class Seen:
-    """What one optimiser step did: a rank's part, or by `merge` the whole.
-
-    Attributes:
-        sums: of each loss term that is additive, over micro-batches.
-        units: unit of each of these terms.
-        counts: of each unit, over micro-batches.
-        penalties: of `regularize`.
-        others: terms that are not additive: no claim is made for them.
-        grad, value: flat parts of parameters as `on_gradients` left them, with their offset.
-    """
-
-    sums: dict[str, float] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-    penalties: dict[str, float] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
-    micro_batches: int = 0
-    grad: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
-    value: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
-
-    def terms(self) -> dict[str, float]:
-        """Each loss term divided by its count, and each penalty, as they enter the loss (unweighted)."""
-        counts = {**self.counts, "step": 1.0}
-        shares = {name: total / (counts.get(self.units[name]) or 1.0) for name, total in self.sums.items()}
-        return shares | self.penalties
-
-
-def merge(parts: Sequence[Seen]) -> Seen:
-    """The whole step from what its ranks saw."""
-    whole = Seen(micro_batches=sum(p.micro_batches for p in parts), others=parts[0].others)
-    for part in parts:
-        whole.units |= part.units
-        for name in ("sums", "counts", "penalties"):
-            into = getattr(whole, name)
-            for key, number in getattr(part, name).items():
-                into[key] = into.get(key, 0.0) + number
-    for kind in ("grad", "value"):
-        for name in getattr(parts[0], kind):
-            pieces = sorted((getattr(p, kind)[name] for p in parts), key=lambda piece: piece[0])
-            getattr(whole, kind)[name] = (0, torch.cat([tensor for _, tensor in pieces]))
-    return whole
-
-
-@plugin()
-class Probe:
-    """Record a step from outside all other plugins; terms that are not additive are left out of the loss.
-
-    With `hide`, the model's parameters are empty while hooks work on shards, as they are under ZeRO-3.
-    """
-
-    hide: bool = False
-
-    def __post_init__(self) -> None:
-        self.seen = Seen()
-        self._model: torch.nn.Module | None = None
-        self._hidden: list[tuple[torch.nn.Parameter, Tensor, Tensor | None]] = []
-
-    @hookimpl
-    def on_step_start(self, model: torch.nn.Module) -> None:
-        self._model = model
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def count_units(self, batch: Batch) -> Generator[None, Any, Any]:
-        answers = yield
-        if not batch.is_filler:
-            self.seen.micro_batches += 1
-            for name, number in (item for answer in answers or () for item in answer.items()):
-                self.seen.counts[name] = self.seen.counts.get(name, 0.0) + number
-        return answers
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def compute_loss(self, batch: Batch) -> Generator[None, Any, Any]:
-        terms = yield
-        for name, term in (terms or {}).items():
-            if not term.additive:
-                term.weight = 0.0
-                self.seen.others = sorted({*self.seen.others, name})
-            elif not batch.is_filler:
-                self.seen.units[name] = term.unit
-                self.seen.sums[name] = self.seen.sums.get(name, 0.0) + float(term.sum.detach())
-        return terms
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def regularize(self) -> Generator[None, Any, Any]:
-        for param in self._model.parameters() if self.hide and self._model else ():
-            self._hidden.append((param, param.data, param.grad))
-            param.grad, param.data = None, torch.empty(0)
-        answers = yield
-        for name, number in (item for answer in answers or () for item in answer.items()):
-            self.seen.penalties[name] = float(number.detach())
-        return answers
-
-    @hookimpl(trylast=True)
-    def on_gradients(self, shards: Sequence[Shard]) -> None:
-        while self._hidden:
-            param, data, grad = self._hidden.pop()
-            param.data, param.grad = data, grad
-        for shard in shards:
-            if shard.grad is not None:
-                self.seen.grad[shard.name] = (shard.offset, shard.grad.detach().cpu().clone())
-            self.seen.value[shard.name] = (shard.offset, shard.value.detach().cpu().clone())
-
-
-def observe(cfg: Config, run_dir: Path, *, hide: bool = False) -> Seen:
-    """This rank's part of a step in mid-training, without dropout, away from the pretrained weights."""
-    cfg.model.dropout = 0.0
-    probe = Probe(hide=hide)
-    job = open_job(cfg, run_dir, _silent, StopFlag(), [_extra("probe", probe)])
-    try:
-        sampler = job.hooks.build_sampler(job.prepared.splits["train"], cfg.train.batch_size, cfg.seed)
-        _displace(job)
-        job.progress.step = STEPS // 2
-        job.strategy.model.train()
-        job.hooks.on_train_start(job.state(STEPS))
-        run_step(job, sampler, STEPS)
-    finally:
-        job.strategy.close()
-    return probe.seen
-
-
-def _displace(job: Job) -> None:
-    """Add the same noise to the weights whatever the strategy, so that a pull to them is not zero."""
-    shards = job.strategy.shards()
-    for shard in shards:
-        numel = int(np.prod(shard.shape)) if shard.shape else 1
-        noise = torch.randn(numel, generator=generator(0, "displace", shard.name)) * 0.01
-        shard.value += noise[shard.offset : shard.offset + shard.value.numel()].to(shard.value.device)
-    job.strategy.sync_shards()
-
-
-def _extra(name: str, instance: Any) -> Enabled:
-    return Enabled(name=name, instance=instance, distribution="", version="", options={})
-
-
-def _silent(shown: bool) -> Screen:
-    return Screen(False)
 
 
 # What differs.
@@ -328,28 +173,33 @@ def split_proof(cfg: Config, folder: Path) -> Proof:
 def rank_proof(cfg: Config, folder: Path, trainer: Any = None) -> Proof:
     """The same rows on two ranks, with unequal micro-batches and weights in shards, are one gradient.
 
-    `trainer` is the node of a strategy; without one it is ddp, whose parameters are hidden as ZeRO-3's are.
+    `trainer` is the node of a strategy; without one it is ddp on the CPU, whose parameters are hidden from
+    hooks that work on shards, as ZeRO-3's are.
 
     Raises:
         UserError: the strategy and a plugin are declared not to combine.
     """
-    if trainer:
-        build_hooks(replace(cfg, trainer=dict(trainer)))
-    whole = observe(small(_plain(cfg)), folder)
-    name = trainer["strategy"] if trainer else "ddp, sharded"
+    made = small(cfg, micro_batch_size=3)
+    device = None if trainer else "cpu"
+    made.trainer = (
+        {**trainer, "devices": 2} if trainer else TrainerConfig(strategy="ddp", device=device, devices=2)
+    )
+    build_hooks(made)
+    name = f"ranks ({trainer['strategy']})" if trainer else "ranks (ddp)"
     compared = f"a step of {ROWS} rows on one rank and on two (3+3+2), weights in shards"
-    ranks, error = _observe_ranks(cfg, folder, trainer, hide=trainer is None)
-    if error and trainer is None and not _observe_ranks(cfg, folder, trainer, hide=False)[1]:
-        error = f"a hook reads the model's parameters where it has shards, and ZeRO-3 has none there: {error}"
-    if error:
-        hint = "; a shard is flat and one rank's part of a parameter, from shard.offset"
-        return Proof(name=f"ranks ({name})", compared=compared, difference=float("inf"), reason=error + hint)
-    proof = _judge(f"ranks ({name})", compared, whole, merge(ranks), ranks=True)
-    if proof.reason and trainer is None and not proof.reason.startswith("loss term"):
-        plain, error = _observe_ranks(cfg, folder, trainer, hide=False)
-        if not error and _judge("", "", whole, merge(plain), ranks=True).ok:
-            why = "a hook reads the model's parameters where it has shards: under ZeRO-3 they are empty there"
-            return replace(proof, reason=why)
+    whole = observe(small(_plain(cfg, device)), folder)
+
+    def prove(hide: bool) -> Proof:
+        parts, error = observe_ranks(made, folder / "ranks", hide=hide)
+        if error:
+            why = f"{error}; a shard is flat and one rank's part of a parameter, from shard.offset"
+            return Proof(name=name, compared=compared, difference=float("inf"), reason=why)
+        return _judge(name, compared, whole, merge(parts), ranks=True)
+
+    proof = prove(hide=trainer is None)
+    if proof.reason and not trainer and not proof.reason.startswith("loss term") and prove(hide=False).ok:
+        why = "a hook reads the model's parameters where it has shards: under ZeRO-3 they are empty there"
+        return replace(proof, reason=why)
     return proof
 
 
@@ -382,7 +232,7 @@ def resume_proof(cfg: Config, folder: Path) -> Proof:
     """A run that was stopped and resumed by fresh objects equals one that was not, bit for bit."""
     whole = _whole(cfg, folder / "whole")
     cut = folder / "cut"
-    _write_config(small(_single(cfg)), cut)
+    write_config(small(_single(cfg)), cut)
     with contextlib.suppress(Interrupted):
         _train(small(_single(cfg)), cut, StopAfter(cut / "checkpoints" / "step-1"))
     if (cut / "result.json").is_file():
@@ -404,7 +254,7 @@ def state_proof(cfg: Config, folder: Path, name: str) -> Proof:
     compared = "state_dict after load_state_dict, and what the checkpoint holds"
     _train(small(_single(cfg)), folder)
     saved = Checkpoint(folder / "checkpoints" / f"step-{STEPS}").plugin_state(name)
-    job = open_job(small(_single(cfg)), folder, _silent, StopFlag())
+    job = open_job(small(_single(cfg)), folder, silent, StopFlag())
     try:
         instance = next(p.instance for p in job.hooks.plugins if p.name == name)
         if saved is None:
@@ -456,7 +306,7 @@ def export_proof(cfg: Config, folder: Path) -> Proof:
     """`model/` is loaded by plain transformers in a process without ftcore, and answers as the run did."""
     witness = Witness()
     made = small(_single(cfg), eval_every=STEPS)
-    _train(made, folder, extra=[_extra("witness", witness)])
+    _train(made, folder, extra=[extra("witness", witness)])
     inputs, out = folder / "inputs.safetensors", folder / "logits.safetensors"
     save_file(witness.inputs, inputs)
     name = TASKS[cfg.task.name].AUTO_MODEL
@@ -474,25 +324,6 @@ def export_proof(cfg: Config, folder: Path) -> Proof:
         else "the exported model answers otherwise: undo in on_export what the run changed"
     )
     return Proof(name="export", compared=compared, difference=apart, allowed=ALLOWED, reason=why)
-
-
-@plugin()
-class Witness:
-    """Keep the last batch that was predicted, and its logits under the weights of that evaluation."""
-
-    def __post_init__(self) -> None:
-        self.inputs: dict[str, Tensor] = {}
-        self.logits = torch.empty(0)
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def predict(self, model: torch.nn.Module, batch: Batch) -> Generator[None, Any, Any]:
-        answer = yield
-        inputs, base = {k: v for k, v in batch.items() if k != "labels"}, base_model(model)
-        if base.config.is_encoder_decoder and batch["labels"].ndim == 2:
-            inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(batch["labels"])
-        self.logits = model(**inputs).logits.float().cpu().contiguous()
-        self.inputs = {k: v.cpu().contiguous() for k, v in inputs.items()}
-        return answer
 
 
 # Whole runs, and what they leave.
@@ -521,14 +352,9 @@ def _train(cfg: Config, folder: Path, stop: StopFlag | None = None, extra: Seque
     random.seed(entropy)
     np.random.seed(entropy)
     torch.manual_seed(entropy)
-    _write_config(cfg, folder)
+    write_config(cfg, folder)
     with contextlib.redirect_stdout(io.StringIO()):
         train_here(cfg, folder, stop or StopFlag(), extra)
-
-
-def _write_config(cfg: Config, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(asdict(cfg)), folder / "config.yaml")
 
 
 def _same(name: str, compared: str, one: Path, other: Path, *, shared: bool = False) -> Proof:
@@ -583,10 +409,11 @@ def _single(cfg: Config) -> Config:
     return made
 
 
-def _plain(cfg: Config) -> Config:
-    """The config under `single`, whatever its strategy."""
+def _plain(cfg: Config, device: str | None = None) -> Config:
+    """The config under `single`, whatever its strategy; on `device`, or its own."""
     made = copy.deepcopy(cfg)
-    device = None if isinstance(cfg.trainer, dict) else cfg.trainer.device
+    if device is None and isinstance(cfg.trainer, TrainerConfig):
+        device = cfg.trainer.device
     made.trainer = TrainerConfig(strategy="single", device=device)
     return made
 
@@ -631,57 +458,3 @@ def _print(value: Any) -> str:
     if isinstance(value, list | tuple | set | frozenset):
         return repr([_print(v) for v in value])
     return repr(value) if isinstance(value, int | float | str | bytes | bool | None) else str(id(value))
-
-
-# Ranks: `python -m ftcore.proofs FOLDER`, started by `launch`.
-
-
-def _observe_ranks(cfg: Config, folder: Path, trainer: Any, *, hide: bool) -> tuple[list[Seen], str]:
-    """What two ranks see of the step, and what went wrong."""
-    made = small(cfg, micro_batch_size=3)
-    made.trainer = (
-        {**trainer, "devices": 2} if trainer else TrainerConfig(strategy="ddp", devices=2, device="cpu")
-    )
-    shutil.rmtree(folder / "ranks", ignore_errors=True)
-    _write_config(made, folder / "ranks")
-    (folder / "ranks" / "hide").write_text(str(int(hide)))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            launch(2, folder / "ranks", "ftcore.proofs")
-    except (UserError, TrainingError) as error:
-        return [], str(error)
-    return [_read(folder / "ranks" / f"seen-{rank}") for rank in range(2)], ""
-
-
-def _rank(cfg: Config, run_dir: Path, stop: StopFlag) -> None:
-    torch.set_num_threads(1)
-    seen = observe(cfg, run_dir, hide=(run_dir / "hide").read_text() == "1")
-    _write(run_dir / f"seen-{os.environ['RANK']}", seen)
-
-
-def _write(path: Path, seen: Seen) -> None:
-    tensors = {f"{kind}/{n}": t for kind in ("grad", "value") for n, (_, t) in getattr(seen, kind).items()}
-    save_file(tensors, path.with_suffix(".safetensors"))
-    plain = {k: v for k, v in vars(seen).items() if k not in ("grad", "value")}
-    offsets = {kind: {n: o for n, (o, _) in getattr(seen, kind).items()} for kind in ("grad", "value")}
-    path.with_suffix(".json").write_text(json.dumps({"plain": plain, "offsets": offsets}))
-
-
-def _read(path: Path) -> Seen:
-    written, tensors = (
-        json.loads(path.with_suffix(".json").read_text()),
-        load_file(path.with_suffix(".safetensors")),
-    )
-    parts: dict[str, Any] = {
-        k: {n: (o, tensors[f"{k}/{n}"]) for n, o in of.items()} for k, of in written["offsets"].items()
-    }
-    return Seen(**written["plain"], **parts)
-
-
-if __name__ == "__main__":
-    from ftcore.worker import main
-
-    code = main(Path(sys.argv[1]), _rank)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # as `ftcore.worker` does

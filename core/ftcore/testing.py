@@ -249,13 +249,12 @@ class Conformance:
         from ftcore import proofs
         from ftcore.compose import compose
         from ftcore.plugins import installed
+        from ftcore.probe import observe
 
         if other not in installed() or other == self.name:
             pytest.skip(f"{other} is not installed" if other != self.name else "the plugin itself")
         try:
-            proofs.merge(
-                [proofs.observe(proofs.small(compose([*self.overrides, f"+plugin={other}"])), tmp_path)]
-            )
+            observe(proofs.small(compose([*self.overrides, f"+plugin={other}"])), tmp_path)
         except UserError as error:
             pytest.skip(f"{other} does not run on this task: {error}")
         for order in (("", other), (other, "")):
