@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ftcore import UserError, hookimpl, plugin
 from ftcore.batches import make_batch
-from ftcore.evaluation import evaluate
+from ftcore.evaluation import averaged, evaluate
 from ftcore.loop import train
+from ftcore.run import _finish
 
 ROWS = [
     {"text": "ab" * (1 + i * 7 % 5), "label": "yes" if i % 3 else "no", "site": "uk" if i < 6 else "de"}
@@ -90,21 +92,37 @@ def test_metric_that_no_plugin_gives_names_those_there_are(open_tiny: Any, group
         train(job)
 
 
+@plugin()
+class Zeros:
+    """Evaluate and export with a head of zeros."""
+
+    @hookimpl
+    def eval_weights(self, shards: Any) -> Any:
+        return {s.name: torch.zeros_like(s.value) for s in shards if s.name.startswith("classifier")}
+
+
 def test_averaged_weights_are_used_and_put_back(open_tiny: Any) -> None:
     """`eval_weights` decides the metrics, and the training weights come back bit for bit."""
-
-    @plugin()
-    class Zeros:
-        @hookimpl
-        def eval_weights(self, shards: Any) -> Any:
-            return {s.name: torch.zeros_like(s.value) for s in shards if s.name.startswith("classifier")}
-
     job = open_tiny({}, Zeros(), validation=ROWS)
     before = {name: p.detach().clone() for name, p in job.strategy.model.named_parameters()}
-    found = evaluate(job, "validation", "eval")
+    with averaged(job):
+        found = evaluate(job, "validation", "eval")
     assert found is not None
     assert found["eval/nll"] == pytest.approx(0.6931472, rel=1e-6)
     assert all(torch.equal(p, before[name]) for name, p in job.strategy.model.named_parameters())
+
+
+@pytest.mark.parametrize("splits", [{"validation": ROWS, "test": ROWS}, {"test": ROWS}])
+def test_what_was_evaluated_is_tested_and_exported(open_tiny: Any, splits: Any) -> None:
+    """The exported head is the one that `eval_weights` gave, with and without validation data."""
+    job = open_tiny({"train.steps": 3, "train.eval_every": 1}, Zeros(), **splits)
+    train(job)
+    assert job.strategy.model.classifier.weight.abs().sum() > 0  # trained on
+    result = _finish(job)
+    assert result["metrics"]["test/nll"] == pytest.approx(0.6931472, rel=1e-6)
+    exported = load_file(job.run_dir / "model" / "model.safetensors")
+    assert float(exported["classifier.weight"].abs().sum()) == 0
+    assert float(exported["bert.pooler.dense.weight"].abs().sum()) > 0
 
 
 def test_run_asked_to_stop_stops_evaluating(open_tiny: Any) -> None:

@@ -14,7 +14,7 @@ from ftcore.batches import make_batch
 if TYPE_CHECKING:
     from ftcore.job import Job
 
-__all__ = ["evaluate"]
+__all__ = ["averaged", "evaluate"]
 
 
 def evaluate(job: Job, split: str, prefix: str) -> dict[str, float] | None:
@@ -26,7 +26,7 @@ def evaluate(job: Job, split: str, prefix: str) -> dict[str, float] | None:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _averaged(job):
+        with torch.no_grad():
             predictions = _predict(job, split)
     finally:
         model.train(was_training)
@@ -37,8 +37,8 @@ def evaluate(job: Job, split: str, prefix: str) -> dict[str, float] | None:
 
 
 @contextlib.contextmanager
-def _averaged(job: Job) -> Iterator[None]:
-    """The weights that `eval_weights` gives (an average), put back afterwards."""
+def averaged(job: Job) -> Iterator[None]:
+    """The weights that `eval_weights` gives (an average), to evaluate and to save; put back afterwards."""
     if not job.hooks.implemented("eval_weights"):
         yield
         return

@@ -25,7 +25,7 @@ from ftcore import checkpoint
 from ftcore.batches import micro_batches
 from ftcore.contract import Batch, LossTerm, Sampler, Shard, Step
 from ftcore.errors import TrainingError, UserError
-from ftcore.evaluation import evaluate
+from ftcore.evaluation import averaged, evaluate
 from ftcore.job import Job, Progress
 from ftcore.optim import lr_factor
 from ftcore.results import append_metrics
@@ -235,10 +235,23 @@ def _evaluate(job: Job) -> bool:
     progress = job.progress
     if "validation" not in job.prepared.splits or progress.evaluated == progress.step:
         return False
-    metrics = evaluate(job, "validation", "eval")
-    if metrics is None:
-        return True
-    progress.evaluated = progress.step
+    with averaged(job):
+        metrics = evaluate(job, "validation", "eval")
+        if metrics is None:
+            return True
+        progress.evaluated = progress.step
+        is_best = _keep_best(job, metrics)
+    if job.strategy.rank == 0:
+        line = {"step": progress.step, **metrics}
+        append_metrics(job.run_dir, line)
+        job.hooks.on_log(line)
+    job.screen.evaluation(progress.step, metrics, is_best)
+    return False
+
+
+def _keep_best(job: Job, metrics: dict[str, float]) -> bool:
+    """Save the weights that were evaluated, if none were better; whether that is so."""
+    progress = job.progress
     name, sign = job.metric.lstrip("-"), -1.0 if job.metric.startswith("-") else 1.0
     if f"eval/{name}" not in metrics:
         known = ", ".join(k.removeprefix("eval/") for k in metrics)
@@ -249,12 +262,7 @@ def _evaluate(job: Job) -> bool:
         progress.best, progress.evaluations_since_best = metrics, 0
         progress.best_weights = f"best-{progress.step}"
         job.save(job.checkpoints / progress.best_weights, values_only=True)
-    if job.strategy.rank == 0:
-        line = {"step": progress.step, **metrics}
-        append_metrics(job.run_dir, line)
-        job.hooks.on_log(line)
-    job.screen.evaluation(progress.step, metrics, is_best)
-    return False
+    return is_best
 
 
 def _save(job: Job, clock: Clock) -> None:

@@ -6,6 +6,7 @@ train_here(...)       in every process that is a rank
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -139,19 +140,21 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag, extra: Sequence[Enabl
 
 def _finish(job: Job) -> dict[str, Any]:
     """Go back to the best weights, test, export, write `result.json`, drop the checkpoints."""
-    from ftcore.evaluation import evaluate
+    from ftcore.evaluation import averaged, evaluate
     from ftcore.results import export, plugin_cost, write_json
 
     progress, cfg = job.progress, job.cfg
     metrics = dict(progress.best)
-    if progress.best_weights and progress.best_weights != f"best-{progress.step}":
+    others = bool(job.hooks.implemented("eval_weights"))  # the best were saved as they were evaluated
+    if progress.best_weights and (others or progress.best_weights != f"best-{progress.step}"):
         job.strategy.load(checkpoint.Checkpoint(job.checkpoints / progress.best_weights))
-    if "test" in job.prepared.splits:
-        tested = evaluate(job, "test", "test")
-        if tested is None:
-            job.interrupted()
-        metrics |= tested
-    export(job, metrics)
+    with contextlib.nullcontext() if progress.best_weights else averaged(job):
+        if "test" in job.prepared.splits:
+            tested = evaluate(job, "test", "test")
+            if tested is None:
+                job.interrupted()
+            metrics |= tested
+        export(job, metrics)
     name = job.metric.lstrip("-")
     key = next((k for k in (f"eval/{name}", f"test/{name}") if k in metrics), "")
     result = {
