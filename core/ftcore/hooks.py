@@ -55,44 +55,44 @@ def _check_marked(plugin: Enabled) -> None:
 class _Wrapper:
     """A wrapper's generator: the time in it is added up, and loss terms that pass it are looked after."""
 
-    def __init__(self, generator: Any, plugin: str, add: Callable[[float], None], is_loss: bool) -> None:
-        self._generator, self._plugin, self._add, self._is_loss = generator, plugin, add, is_loss
+    __slots__ = ("_generator", "_hook", "_plugin", "_spent")
+
+    def __init__(self, generator: Any, plugin: str, hook: str, spent: dict[str, float]) -> None:
+        self._generator, self._plugin, self._hook, self._spent = generator, plugin, hook, spent
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._generator, name)
+        return getattr(self._generator, name)  # throw, close
 
     def __next__(self) -> Any:
-        return self._timed(next, self._generator)
-
-    def send(self, value: Any) -> Any:
-        before = {n: (t, t.sum) for n, t in value.items()} if self._is_loss else {}
-        try:
-            return self._timed(self._generator.send, value)
-        except StopIteration as stop:
-            _check_kept(self._plugin, before, stop.value)
-            raise
-
-    def throw(self, error: BaseException) -> Any:
-        return self._timed(self._generator.throw, error)
-
-    def _timed(self, function: Callable[..., Any], argument: Any) -> Any:
         start = perf_counter()
         try:
-            return function(argument)
+            return next(self._generator)
         finally:
-            self._add(perf_counter() - start)
+            self._spent[self._hook] += perf_counter() - start
+
+    def send(self, value: Any) -> Any:
+        before = [(n, t, t.sum) for n, t in value.items()] if self._hook == "compute_loss" else ()
+        start = perf_counter()
+        try:
+            return self._generator.send(value)
+        except StopIteration as stop:
+            for name, term, total in before if isinstance(stop.value, dict) else ():
+                if (after := stop.value.get(name)) is not term:
+                    _check_kept(self._plugin, name, total, after)
+            raise
+        finally:
+            self._spent[self._hook] += perf_counter() - start
 
 
-def _check_kept(plugin: str, before: Mapping[str, tuple[LossTerm, Tensor]], after: Any) -> None:
+def _check_kept(plugin: str, name: str, total: Tensor, after: LossTerm | None) -> None:
     """Refuse to lose a loss term that others gave: dropped, or another put under its name."""
-    for name, (term, total) in before.items() if isinstance(after, dict) else ():
-        if name not in after:
-            raise UserError(f"plugin '{plugin}' drops the loss term '{name}'; set its weight to 0 instead")
-        if after[name] is not term and getattr(after[name], "sum", None) is not total:
-            raise UserError(
-                f"plugin '{plugin}' puts another loss term under the name '{name}', which is taken; choose"
-                " another name (a compute_loss that is no wrapper replaces the task's loss)"
-            )
+    if after is None:
+        raise UserError(f"plugin '{plugin}' drops the loss term '{name}'; set its weight to 0 instead")
+    if getattr(after, "sum", None) is not total:
+        raise UserError(
+            f"plugin '{plugin}' puts another loss term under the name '{name}', which is taken; choose"
+            " another name (a compute_loss that is no wrapper replaces the task's loss)"
+        )
 
 
 class Hooks:
@@ -126,12 +126,9 @@ class Hooks:
         """A plugin's function, which adds the time it takes to `seconds[plugin][hook]` (the host's time)."""
         spent, function = self.seconds[impl.plugin_name], impl.function
 
-        def add(seconds: float) -> None:
-            spent[hook] += seconds
-
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return _Wrapper(function(*args, **kwargs), impl.plugin_name, add, hook == "compute_loss")
+            return _Wrapper(function(*args, **kwargs), impl.plugin_name, hook, spent)
 
         @functools.wraps(function)
         def plain(*args: Any, **kwargs: Any) -> Any:
