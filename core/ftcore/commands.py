@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -80,9 +81,11 @@ def plan(arguments: Sequence[str]) -> int:
         "plugins": [
             {
                 "name": p.name,
+                "distribution": p.distribution,
                 "version": p.version,
                 "options": p.options,
                 "summary": p.summary,
+                "declares": {k: v for k, v in asdict(p.meta).items() if v},
                 **({"describes": described[p.name]} if p.name in described else {}),
             }
             for p in hooks.plugins
@@ -121,8 +124,9 @@ def _plan_text(report: dict[str, Any]) -> str:
     lines = ["plugins, in call order:"]
     for p in report["plugins"]:
         lines.append(f"  {p['name']} {p['version']}  {p['summary']}  {p['options']}")
-        for key, value in p.get("describes", {}).items():
-            shown = f"{len(value)}: {', '.join(map(str, value))}" if isinstance(value, list) else value
+        for key, value in {**p["declares"], **p.get("describes", {})}.items():
+            many = isinstance(value, list | tuple)
+            shown = f"{len(value)}: {', '.join(map(str, value))}" if many else value
             lines.append(f"    {key:<20}{shown}")
     if not report["plugins"]:
         lines.append("  none")
