@@ -58,19 +58,19 @@ class Conformance:
     bad: Sequence[Mapping[str, Any]] = ()
     overrides: Sequence[str] = FAST
 
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def _surroundings(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-        """Caches of its own, no network, one thread."""
+    @pytest.fixture(autouse=True)
+    def _surroundings(
+        self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[None]:
+        """A cache of the session's own, no network, one thread."""
         import torch
 
-        threads, root = torch.get_num_threads(), tmp_path_factory.mktemp("conformance")
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("FTCORE_CACHE", str(root / "cache"))
-            patch.setenv("HF_HUB_OFFLINE", "1")
-            patch.setenv("OMP_NUM_THREADS", "1")
-            yield
+        monkeypatch.setenv("FTCORE_CACHE", str(tmp_path_factory.getbasetemp() / "ftcore-cache"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        yield
         torch.set_num_threads(threads)
 
     @pytest.fixture
@@ -79,7 +79,7 @@ class Conformance:
         return self.config()
 
     def config(self, *others: str, options: Mapping[str, Any] | None = None) -> Any:
-        """The config with the plugin, before or after `others` in the order they are given with ''."""
+        """The config of a run with the plugin; of `others`, in call order, '' stands for the plugin."""
         from ftcore.compose import compose
 
         strategy = self._is_strategy()
