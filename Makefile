@@ -32,6 +32,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 docs: $(STAMP)
+	$(BIN)/python docs/_hooks.py
 	$(BIN)/mkdocs build --strict
 
 bench: $(STAMP)

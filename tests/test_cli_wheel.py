@@ -46,6 +46,7 @@ def test_the_wheel_has_config_and_data(wheel: Path) -> None:
     wanted = {f"ftcore/conf/{f.relative_to(ROOT / 'conf')}" for f in (ROOT / "conf").rglob("*.yaml")}
     wanted |= {f"ftcore/demo_data/{split}.jsonl" for split in ("train", "validation", "test")}
     wanted |= {f"ftcore/{f.relative_to(ROOT / 'core/ftcore')}" for f in (ROOT / "core/ftcore").rglob("*.py")}
+    wanted |= {f"ftcore/templates/{f.name}" for f in (ROOT / "core/ftcore/templates").iterdir()}
     assert len(wanted) > 40
     assert wanted <= names
     assert "ftcore/py.typed" in names, "type checkers take no notice of the annotations"

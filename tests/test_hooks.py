@@ -245,65 +245,72 @@ def test_hook_or_argument_that_does_not_exist_is_an_error(over_core: Any) -> Non
         over_core(Argument())
 
 
-def test_time_in_hooks_is_each_plugins_own(over_core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrapper's time is what it does before and after, not what it wraps; a failing hook counts."""
-    now = [0.0]
+@plugin()
+class Meddles:
+    """A wrapper that does to the terms what `how` says."""
 
-    class Clock:
-        perf_counter = staticmethod(lambda: now[0])
+    how: str = ""
 
-    monkeypatch.setattr("ftcore.hooks.time", Clock)
-
-    @plugin()
-    class Outer:
-        @hookimpl(wrapper=True)
-        def compute_loss(self) -> Any:
-            now[0] += 1
-            terms = yield
-            now[0] += 2
-            return terms
-
-    @plugin()
-    class Inner:
-        @hookimpl
-        def compute_loss(self) -> dict[str, LossTerm]:
-            now[0] += 10
-            return {"task": term(3.0)}
-
-        @hookimpl
-        def on_log(self, record: Any) -> None:
-            now[0] += 5
-            raise UserError("no")
-
-    found = over_core(Inner(), Outer())
-    found.compute_loss(None, None, None, None)
-    assert found.watch.spent == {"inner": 10.0, "outer": 3.0}
-    with pytest.raises(UserError):
-        found.on_log({})
-    assert found.watch.spent == {"inner": 15.0, "outer": 3.0}
+    @hookimpl(wrapper=True)
+    def compute_loss(self) -> Any:
+        terms = yield
+        if self.how == "replaces":
+            terms["task"] = term(1.0)
+        if self.how == "scales":
+            return {"task": LossTerm(sum=terms["task"].sum, unit="examples", weight=0.5)}
+        if self.how == "drops":
+            return {"mine": term(1.0), "task": terms["task"]}
+        return terms
 
 
-def test_one_step_of_sixteen_is_timed_for_all(over_core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty-two steps of one second each are 32 seconds, and so much is added in two of them."""
-    now, calls = [0.0], []
+def test_a_wrapper_may_scale_a_term_and_not_replace_or_drop_one(over_core: Any) -> None:
+    """A name that is taken, or another plugin's term that is lost, is an error that names both."""
+    assert loss(over_core(Meddles(how="scales")))["task"].weight == 0.5
+    with pytest.raises(
+        UserError, match="'meddles' puts another loss term under the name 'task', which is taken"
+    ):
+        loss(over_core(Meddles(how="replaces")))
+    with pytest.raises(UserError, match="'meddles' drops the loss term 'extra'"):
+        loss(over_core(Adds(), Meddles(how="drops")))
 
-    class Clock:
-        @staticmethod
-        def perf_counter() -> float:
-            calls.append(now[0])
-            return now[0]
 
-    monkeypatch.setattr("ftcore.hooks.time", Clock)
+@pytest.mark.parametrize(
+    ("total", "message"),
+    [
+        (torch.tensor(1.0, device="meta"), "'task' is on meta, the batch on cpu"),
+        (torch.tensor(1.0, dtype=torch.bfloat16), "'task' is summed in torch.bfloat16: add up in fp32"),
+    ],
+)
+def test_a_sum_elsewhere_or_in_half_precision_is_an_error(over_core: Any, total: Any, message: str) -> None:
+    """A term on another device, or one that was rounded, is named."""
+    hooks, batch = over_core(Answers(terms={"task": LossTerm(sum=total, unit="examples")})), {}
+    batch["input_ids"] = torch.zeros(1, 1)
+    with pytest.raises(UserError, match=message):
+        hooks.compute_loss(torch.nn.Identity(), batch, None, Step(index=0, total=1, epoch=0, seed=0))
 
-    @plugin()
-    class Second:
-        @hookimpl
-        def on_step_start(self) -> None:
-            now[0] += 1
 
-    found = over_core(Second())
-    for index in range(32):
-        found.on_step_start(None, [], Step(index=index, total=32, epoch=0, seed=0))
-        found.on_step_end(None)
-    assert found.watch.spent == {"second": 32.0}
-    assert len(calls) == 4
+@plugin()
+class Forgets:
+    """Forgot the marker above its hook."""
+
+    def compute_loss(self) -> None: ...
+
+
+def test_a_hook_without_its_marker_is_an_error(over_core: Any) -> None:
+    """It would never be called."""
+    with pytest.raises(
+        UserError, match="'forgets': its compute_loss is never called; put @hookimpl above it"
+    ):
+        over_core(Forgets())
+
+
+def test_the_time_in_each_plugins_hooks_is_added_up(over_core: Any) -> None:
+    """Of wrappers and plain hooks, by hook; core's own is not counted."""
+    hooks = over_core(Adds(), Answers(terms={"task": term(1.0)}, units={"mine": 1.0}))
+    loss(hooks)
+    hooks.count_units(None)
+    assert {name: set(spent) for name, spent in hooks.seconds.items()} == {
+        "adds": {"compute_loss"},
+        "answers": {"compute_loss", "count_units"},
+    }
+    assert all(seconds > 0 for spent in hooks.seconds.values() for seconds in spent.values())

@@ -178,7 +178,7 @@ def test_entry_point_that_is_no_plugin_class_is_an_error(install: Any) -> None:
 def test_newer_hook_interface_is_refused(install: Any) -> None:
     """A plugin written for hooks of the future asks for an upgrade."""
     install("alpha", f"api={API + 1}")
-    with pytest.raises(UserError, match=rf"hook API {API + 1}, this ftcore has {API}; upgrade"):
+    with pytest.raises(UserError, match=rf"hook API {API + 1}, this ftcore has 1 to {API}; upgrade ftcore"):
         enable({"alpha": {}})
 
 

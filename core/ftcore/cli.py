@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from ftcore.errors import Interrupted, TrainingError, UserError, nearest
+from ftcore.plugins import FILES
 from ftcore.signals import OUTPUT_LOST
 
 __all__ = ["main"]
@@ -46,6 +47,7 @@ options:
   --help        this text             --version    ftcore's version
   --cfg job     print the config      -m           multirun
   --config-dir DIR   a directory of your own configs (experiment/*.yaml, ...)
+  --plugin-file FILE a plugin in a single file: class LabelNoise is +plugin=label_noise
 """
 
 
@@ -54,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Threads that wait asleep: with spinning ones, two runs on one machine's cores are some 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    named = os.environ.get(FILES)
     try:
-        code = _dispatch(arguments)
+        code = _dispatch(_take_plugin_files(arguments))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `ftcore ... | head`: whoever read it has enough
@@ -80,6 +83,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"ftcore: failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    finally:
+        if named is None:
+            os.environ.pop(FILES, None)
+        else:
+            os.environ[FILES] = named
+
+
+def _take_plugin_files(arguments: list[str]) -> list[str]:
+    """The arguments without `--plugin-file FILE`; the files go into the environment, for ranks too."""
+    rest: list[str] = []
+    files = list(filter(None, os.environ.get(FILES, "").split(os.pathsep)))
+    waiting = iter(arguments)
+    for argument in waiting:
+        option, equals, value = argument.partition("=")
+        if option != "--plugin-file":
+            rest.append(argument)
+            continue
+        path = Path(value if equals else next(waiting, ""))
+        if not path.is_file():
+            raise UserError(f"--plugin-file: no such file: {path}")
+        files.append(str(path.resolve()))
+    if files:
+        os.environ[FILES] = os.pathsep.join(dict.fromkeys(files))
+    return rest
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -18,7 +18,7 @@ from typing import Any, cast
 from ftcore import config, data, sweep
 from ftcore.errors import Interrupted, UserError, nearest, note
 from ftcore.hints import HINTS
-from ftcore.plugins import conf_dirs
+from ftcore.plugins import check_options, conf_dirs, file_plugins, installed, load
 from ftcore.shortforms import expand
 
 __all__ = ["CONF", "compose", "explain", "run_hydra", "slug"]
@@ -71,6 +71,9 @@ def _register() -> None:
     for schemas in config.SCHEMAS.values():
         for name, schema in schemas.items():
             store.store(group="schema", name=name, node=schema)
+    for point in file_plugins():  # has no YAML: its class's defaults are its options
+        node = check_options(load(point), f"plugin.{point.name}", {})
+        store.store(group="plugin", name=point.name, node=node, package=f"plugin.{point.name}")
     OmegaConf.register_new_resolver("ftcore.slug", lambda o: slug(list(o)), replace=True)
 
 
@@ -292,9 +295,9 @@ def _explain_key(key: str, text: str) -> str:
         return f"a plugin is added with a plus: +plugin={value}"
     if group == "plugin":
         name = rest.partition(".")[0]
-        plugins = conf_dirs()
+        plugins = installed()
         if name in plugins:
-            options = re.findall(r"^([A-Za-z_]\w*):", _read_yaml(plugins[name], name), re.M)
+            options = _options(name)
             option = rest.partition(".")[2]
             if option in options:
                 return f"'{key}' has no effect: '{name}' is not chosen; add +plugin={name}"
@@ -315,6 +318,10 @@ def _explain_key(key: str, text: str) -> str:
     return f"no config key '{key}'; " + (f"did you mean {' or '.join(same)}?" if same else nearest(key, keys))
 
 
-def _read_yaml(conf: Path, name: str) -> str:
-    path = conf / "plugin" / f"{name}.yaml"
-    return path.read_text() if path.is_file() else ""
+def _options(name: str) -> list[str]:
+    """Names of a plugin's options, from its YAML; it is not imported."""
+    for point in file_plugins():
+        if point.name == name:
+            return list(check_options(load(point), f"plugin.{name}", {}))
+    path = conf_dirs().get(name, Path()) / "plugin" / f"{name}.yaml"
+    return re.findall(r"^([A-Za-z_]\w*):", path.read_text(), re.M) if path.is_file() else []

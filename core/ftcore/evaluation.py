@@ -14,17 +14,7 @@ from ftcore.batches import make_batch
 if TYPE_CHECKING:
     from ftcore.job import Job
 
-__all__ = ["averaged", "evaluate", "predict", "score"]
-
-
-def evaluate(job: Job, split: str, prefix: str) -> dict[str, float] | None:
-    """Metrics of a split under `prefix/`, with averaged weights where there are any.
-
-    None where the run was asked to stop meanwhile.
-    """
-    with averaged(job):
-        predictions = predict(job, split)
-    return None if predictions is None else score(job, predictions, split, prefix)
+__all__ = ["averaged", "predict", "score"]
 
 
 def score(job: Job, predictions: Mapping[str, Sequence[Any]], split: str, prefix: str) -> dict[str, float]:
@@ -35,7 +25,7 @@ def score(job: Job, predictions: Mapping[str, Sequence[Any]], split: str, prefix
 
 @contextlib.contextmanager
 def averaged(job: Job) -> Iterator[None]:
-    """The weights that `eval_weights` gives (an average), put back afterwards."""
+    """The weights that `eval_weights` gives (an average), to evaluate and to save; put back afterwards."""
     if not job.hooks.implemented("eval_weights"):
         yield
         return

@@ -6,8 +6,9 @@ The loop never touches pluggy itself.
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -30,48 +31,55 @@ __all__ = ["Hooks"]
 CHAINED = ("setup_model", "on_export")
 
 
-EVERY = 16
-"""Of so many steps one is timed: what is timed takes microseconds a call, which add up."""
+def _check_marked(plugin: Enabled) -> None:
+    """Refuse a method that has a hook's name but is none: it would never be called."""
+    for name in hookspecs.names():
+        method = getattr(plugin.instance, name, None)
+        if callable(method) and not hasattr(method, "ftcore_impl"):
+            raise UserError(f"plugin '{plugin.name}': its {name} is never called; put @hookimpl above it")
 
 
-class Watch:
-    """Seconds in the hooks of each plugin, on the host: backward passes and GPU kernels are not in it.
+class _Wrapper:
+    """A wrapper's generator: the time in it is added up, and loss terms that pass it are looked after."""
 
-    `factor` is what a call counts for: 1 outside of steps, within one `EVERY` or, not timed, 0.
-    """
+    __slots__ = ("_generator", "_hook", "_plugin", "_spent")
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.spent = dict.fromkeys(names, 0.0)
-        self.factor = 1
+    def __init__(self, generator: Any, plugin: str, hook: str, spent: dict[str, float]) -> None:
+        self._generator, self._plugin, self._hook, self._spent = generator, plugin, hook, spent
 
-    def timed(self, function: Callable[..., Any], name: str, is_wrapper: bool) -> Callable[..., Any]:
-        """`function` of plugin `name`, timed; what a wrapper wraps is not in its time."""
-
-        @functools.wraps(function)
-        def call(*arguments: Any) -> Any:
-            if not self.factor:
-                return function(*arguments)
-            started = time.perf_counter()
-            try:
-                answer = function(*arguments)
-            finally:
-                self.spent[name] += self.factor * (time.perf_counter() - started)
-            return Segments(answer, self, name) if is_wrapper else answer
-
-        return call
-
-
-class Segments:
-    """A wrapper's generator, each stretch of its own timed."""
-
-    def __init__(self, generator: Generator[None, Any, Any], watch: Watch, name: str) -> None:
-        self._next = watch.timed(generator.__next__, name, False)
-        self.send = watch.timed(generator.send, name, False)
-        self.throw = watch.timed(generator.throw, name, False)
-        self.close = generator.close
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)  # throw, close
 
     def __next__(self) -> Any:
-        return self._next()
+        start = perf_counter()
+        try:
+            return next(self._generator)
+        finally:
+            self._spent[self._hook] += perf_counter() - start
+
+    def send(self, value: Any) -> Any:
+        before = [(n, t, t.sum) for n, t in value.items()] if self._hook == "compute_loss" else ()
+        start = perf_counter()
+        try:
+            return self._generator.send(value)
+        except StopIteration as stop:
+            for name, term, total in before if isinstance(stop.value, dict) else ():
+                if (after := stop.value.get(name)) is not term:
+                    _check_kept(self._plugin, name, total, after)
+            raise
+        finally:
+            self._spent[self._hook] += perf_counter() - start
+
+
+def _check_kept(plugin: str, name: str, total: Tensor, after: LossTerm | None) -> None:
+    """Refuse to lose a loss term that others gave: dropped, or another put under its name."""
+    if after is None:
+        raise UserError(f"plugin '{plugin}' drops the loss term '{name}'; set its weight to 0 instead")
+    if getattr(after, "sum", None) is not total:
+        raise UserError(
+            f"plugin '{plugin}' puts another loss term under the name '{name}', which is taken; choose"
+            " another name (a compute_loss that is no wrapper replaces the task's loss)"
+        )
 
 
 class Hooks:
@@ -84,6 +92,7 @@ class Hooks:
         self._pm.add_hookspecs(hookspecs)
         self._pm.register(defaults, "core")
         for one in plugins:
+            _check_marked(one)
             try:
                 self._pm.register(one.instance, one.name)
             except pluggy.PluginValidationError as error:
@@ -94,15 +103,29 @@ class Hooks:
             raise UserError(f"a hook this ftcore does not have: {error}; upgrade ftcore") from error
         self._check_single_answers()
         self.hook = self._pm.hook
-        self.watch = Watch([one.name for one in plugins])
-        self._start_watch()
-
-    def _start_watch(self) -> None:
+        self.seconds: dict[str, dict[str, float]] = {p.name: defaultdict(float) for p in plugins}
         for name in hookspecs.names():
-            for impl in getattr(self._pm.hook, name).get_hookimpls():
-                if impl.plugin_name in self.watch.spent:
-                    is_wrapper = impl.wrapper or impl.hookwrapper
-                    impl.function = self.watch.timed(impl.function, impl.plugin_name, is_wrapper)
+            for impl in getattr(self.hook, name).get_hookimpls():
+                if impl.plugin_name in self.seconds:
+                    impl.function = self._measured(name, impl)
+
+    def _measured(self, hook: str, impl: pluggy.HookImpl) -> Callable[..., Any]:
+        """A plugin's function, which adds the time it takes to `seconds[plugin][hook]` (the host's time)."""
+        spent, function = self.seconds[impl.plugin_name], impl.function
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return _Wrapper(function(*args, **kwargs), impl.plugin_name, hook, spent)
+
+        @functools.wraps(function)
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            start = perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[hook] += perf_counter() - start
+
+        return wrapper if impl.wrapper else plain
 
     def implemented(self, name: str) -> list[str]:
         """Names of the plugins (and `core`) that implement a hook, in registration order, wrappers last."""
@@ -234,7 +257,6 @@ class Hooks:
         return self._merge("count_units", batch=batch)
 
     def on_step_start(self, model: torch.nn.Module, batches: Sequence[Batch], step: Step) -> None:
-        self.watch.factor = EVERY if step.index % EVERY == 1 else 0  # the first step warms up
         self.hook.on_step_start(model=model, batches=batches, step=step)
 
     def forward(self, model: torch.nn.Module, batch: Batch, step: Step) -> Any:
@@ -252,6 +274,15 @@ class Hooks:
         for name, term in terms.items():
             if not isinstance(term, LossTerm) or getattr(term.sum, "ndim", None) != 0:
                 raise UserError(f"loss term '{name}' must be a LossTerm whose sum is a scalar tensor")
+            if batch and term.sum.device != batch["input_ids"].device:
+                raise UserError(
+                    f"loss term '{name}' is on {term.sum.device}, the batch on {batch['input_ids'].device};"
+                    " make its tensors there"
+                )
+            if term.sum.dtype.itemsize < 4:
+                raise UserError(
+                    f"loss term '{name}' is summed in {term.sum.dtype}: add up in fp32 (.float())"
+                )
         return terms
 
     def on_backward_end(self, model: torch.nn.Module, step: Step) -> None:
@@ -265,7 +296,6 @@ class Hooks:
 
     def on_step_end(self, state: State) -> None:
         self.hook.on_step_end(state=state)
-        self.watch.factor = 1
 
     def on_log(self, record: dict[str, Any]) -> None:
         self.hook.on_log(record=record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +15,7 @@ from ftcore.errors import Interrupted, UserError, nearest
 from ftcore.hooks import Hooks
 from ftcore.models import go_offline, text_task
 from ftcore.optim import build_optimizer
-from ftcore.plugins import enable
+from ftcore.plugins import Enabled, enable
 from ftcore.prepare import Prepared, prepare
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag
@@ -53,6 +53,8 @@ class Job:
     stop: StopFlag
     progress: Progress = field(default_factory=Progress)
     saved: int = 0  # the step of the newest checkpoint
+    step_seconds: float = 0.0  # spent in steps by this process
+    steps: int = 0  # made by this process
 
     @property
     def metric(self) -> str:
@@ -115,24 +117,30 @@ class Job:
         self.screen.line(f"resuming at step {self.progress.step} ({found.directory})")
 
 
-def build_hooks(cfg: Config) -> Hooks:
-    """Fresh plugin instances of the config's choice, checked, above core's defaults.
+def build_hooks(cfg: Config, extra: Sequence[Enabled] = ()) -> Hooks:
+    """Fresh plugin instances of the config's choice, checked, above core's defaults; `extra` above those.
 
     The hooks' own `cfg` has the task by name where the config says `auto`.
     """
     go_offline(cfg)
     if cfg.task.name == "auto":
         cfg = replace(cfg, task=replace(cfg.task, name=text_task(cfg)))
-    hooks = Hooks(Defaults(cfg), enable(cfg.chosen_plugins(), cfg.trainer_plugin), cfg)
+    hooks = Hooks(Defaults(cfg), [*enable(cfg.chosen_plugins(), cfg.trainer_plugin), *extra], cfg)
     metric, known = (cfg.task.metric or "").lstrip("-").rpartition("/")[2], TASKS[cfg.task.name].METRICS
     if metric and metric not in known and hooks.implemented("evaluate") == ["core"]:
         raise UserError(f"task.metric: task={cfg.task.name} has no '{metric}'; {nearest(metric, known)}")
     return hooks
 
 
-def open_job(cfg: Config, run_dir: Path, screen: Callable[[bool], Screen], stop: StopFlag) -> Job:
+def open_job(
+    cfg: Config,
+    run_dir: Path,
+    screen: Callable[[bool], Screen],
+    stop: StopFlag,
+    extra: Sequence[Enabled] = (),
+) -> Job:
     """Build a run in this process (one of its ranks): strategy, data, model, optimiser, checkpoint."""
-    hooks = build_hooks(cfg)
+    hooks = build_hooks(cfg, extra)
     cfg = hooks.cfg
     strategy = hooks.build_strategy()
     show = screen(strategy.rank == 0)

@@ -25,14 +25,14 @@ __all__ = ["launch"]
 GRACE_SECONDS = 10.0
 
 
-def launch(ranks: int, run_dir: Path) -> None:
-    """Run `python -m ftcore.worker RUN_DIR` as `ranks` processes and wait for them.
+def launch(ranks: int, run_dir: Path, module: str = "ftcore.worker") -> None:
+    """Run `python -m ftcore.worker RUN_DIR` (or another module) as `ranks` processes and wait for them.
 
     Raises:
         UserError, TrainingError, Interrupted: what the first rank to fail reported.
     """
     with tempfile.TemporaryDirectory(prefix="ftcore-ranks-") as reports:
-        children = [_start(rank, ranks, run_dir, Path(reports)) for rank in range(ranks)]
+        children = [_start(module, rank, ranks, run_dir, Path(reports)) for rank in range(ranks)]
 
         received: list[int] = []
 
@@ -54,7 +54,7 @@ def launch(ranks: int, run_dir: Path) -> None:
             _raise(first, children, run_dir, Path(reports))
 
 
-def _start(rank: int, ranks: int, run_dir: Path, reports: Path) -> subprocess.Popen[bytes]:
+def _start(module: str, rank: int, ranks: int, run_dir: Path, reports: Path) -> subprocess.Popen[bytes]:
     env = {
         **os.environ,
         "RANK": str(rank),
@@ -68,7 +68,7 @@ def _start(rank: int, ranks: int, run_dir: Path, reports: Path) -> subprocess.Po
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     if sys.platform == "linux":
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # host names may not resolve
-    command = [sys.executable, "-m", "ftcore.worker", str(run_dir)]
+    command = [sys.executable, "-m", module, str(run_dir)]
     return subprocess.Popen(command, env=env, start_new_session=True)
 
 

@@ -67,7 +67,10 @@ def train(job: Job) -> None:
                 _save(job, clock)
         if at_end:
             return
+        started = time.perf_counter()
         record = run_step(job, sampler, total)
+        job.step_seconds += time.perf_counter() - started
+        job.steps += 1
         progress.step += 1
         job.hooks.on_step_end(job.state(total))
         if progress.step % cfg.train.log_every == 0 or progress.step in (1, total):

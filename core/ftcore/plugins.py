@@ -4,14 +4,18 @@ Installed is not enabled: a plugin is imported only when the config chooses it. 
 module level; each run has its own instances and its own `pluggy.PluginManager`.
 """
 
+import ast
 import dataclasses
 import hashlib
 import inspect
+import os
+import re
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, entry_points
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform
 
@@ -19,12 +23,31 @@ import pluggy
 
 from ftcore.errors import UserError, nearest
 
-__all__ = ["API", "Enabled", "Meta", "conf_dirs", "enable", "hookimpl", "installed", "plugin", "source_hash"]
+__all__ = [
+    "API",
+    "Enabled",
+    "FilePlugin",
+    "Meta",
+    "conf_dirs",
+    "enable",
+    "file_plugins",
+    "hookimpl",
+    "installed",
+    "load",
+    "plugin",
+    "source_hash",
+]
 
 API = 1
 """Number of the hook interface. Adding a hook or an argument does not change it."""
 
+OLDEST_API = 1
+"""The oldest interface that plugins are still called by."""
+
 GROUP = "ftcore.plugins"
+FILES = "FTCORE_PLUGIN_FILES"
+"""The environment variable by which `--plugin-file` reaches ranks: paths, parted as in PATH."""
+
 hookimpl = pluggy.HookimplMarker("ftcore")
 T = TypeVar("T")
 
@@ -37,7 +60,7 @@ class Meta:
     conflicts: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     removes: tuple[str, ...] = ()
-    api: int = API
+    api: int = 1
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -47,7 +70,7 @@ def plugin(
     conflicts: Sequence[str] = (),
     needs: Sequence[str] = (),
     removes: Sequence[str] = (),
-    api: int = API,
+    api: int = 1,
 ) -> Callable[[type[T]], type[T]]:
     """Make a class a plugin: a keyword-only dataclass whose fields are its options.
 
@@ -59,7 +82,7 @@ def plugin(
             each rank, ...).
         removes: what it takes away from others, in the same words as `needs`. Where that depends on
             options, `__post_init__` sets `self.__ftcore__ = Meta(...)`.
-        api: the hook interface it was written for.
+        api: the hook interface it was written for; say it, so that a later core knows.
 
     Check options in `__post_init__` and raise ValueError: the message reaches the user in one line.
     """
@@ -106,7 +129,7 @@ class Enabled:
 
 def source_hash(made: Any) -> str:
     """Hash of the source that a class or function may call: its package, or its single file."""
-    file = Path(inspect.getsourcefile(made) or "")
+    file = Path(inspect.getsourcefile(inspect.unwrap(made)) or "")
     files = sorted(file.parent.rglob("*.py")) if (file.parent / "__init__.py").is_file() else [file]
     digest = hashlib.sha256()
     for one in files:
@@ -114,10 +137,77 @@ def source_hash(made: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def installed() -> dict[str, list[EntryPoint]]:
+@dataclass(frozen=True, kw_only=True)
+class FilePlugin:
+    """A plugin class in a single file that the command line names; it stands for an entry point."""
+
+    name: str
+    path: Path
+    cls: str
+    digest: str
+    dist: None = None
+
+    @property
+    def value(self) -> str:
+        return f"{self.path}:{self.cls}"
+
+    @property
+    def module(self) -> str:
+        return f"ftcore_file_{self.digest}"
+
+    def load(self) -> Any:
+        """The class; the file is run once in a process, and again when it has changed."""
+        if self.module not in sys.modules:
+            spec = spec_from_file_location(self.module, self.path)
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[self.module] = module = module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[self.module]
+                raise
+        return getattr(sys.modules[self.module], self.cls)
+
+
+def file_plugins() -> list[FilePlugin]:
+    """The plugins in the files that `--plugin-file` names, found without running them.
+
+    A class `LabelNoise` under `@plugin()` is the plugin `label_noise`.
+
+    Raises:
+        UserError: a file that is not there, is no Python, or has no such class.
+    """
+    found = []
+    for path in map(Path, filter(None, os.environ.get(FILES, "").split(os.pathsep))):
+        if path.suffix != ".py":
+            raise UserError(f"--plugin-file {path} is no Python file (*.py)")
+        try:
+            source = path.read_bytes()
+            tree = ast.parse(source)
+        except OSError as error:
+            raise UserError(f"--plugin-file {path}: {error.strerror}") from error
+        except (SyntaxError, ValueError) as error:
+            raise UserError(f"--plugin-file {path} is no Python: {error}") from error
+        names = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and _is_decorated(n)]
+        if not names:
+            raise UserError(f"--plugin-file {path} has no class under @ftcore.plugin()")
+        digest = hashlib.sha256(source).hexdigest()[:16]
+        for cls in names:
+            name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls).lower()
+            found.append(FilePlugin(name=name, path=path, cls=cls, digest=digest))
+    return found
+
+
+def _is_decorated(node: ast.ClassDef) -> bool:
+    calls = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+    return any(ast.unparse(c) in ("plugin", "ftcore.plugin") for c in calls)
+
+
+def installed() -> dict[str, list[EntryPoint | FilePlugin]]:
     """Every installed plugin by name. More than one entry point under a name is an error if chosen."""
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
+    found: dict[str, list[EntryPoint | FilePlugin]] = {}
+    for point in (*entry_points(group=GROUP), *file_plugins()):
         found.setdefault(point.name, []).append(point)
     return dict(sorted(found.items()))
 
@@ -155,17 +245,43 @@ def enable(chosen: Mapping[str, Mapping[str, Any]], trainer: str | None = None) 
 
 
 def _instantiate(
-    name: str, available: Mapping[str, list[EntryPoint]], options: Mapping[str, Any], key: str
+    name: str, available: Mapping[str, list[EntryPoint | FilePlugin]], options: Mapping[str, Any], key: str
 ) -> Enabled:
     if name not in available:
         raise UserError(
-            f"no plugin '{name}' is installed; {nearest(name, available) or 'none is'} (see `ftcore plugins`)"
+            f"no plugin '{name}' is installed; {nearest(name, available) or 'none is'} (see `ftcore plugins`;"
+            " for one in a file of yours: --plugin-file FILE)"
         )
     points = available[name]
     if len(points) > 1:
-        owners = " and ".join(str(p.dist and p.dist.name) for p in points)
+        owners = " and ".join(str(p.dist.name if p.dist else p.value) for p in points)
         raise UserError(f"plugin '{name}' is defined by both {owners}; uninstall one of them")
     (point,) = points
+    cls = load(point)
+    values = check_options(cls, key, options)
+    try:
+        instance = cls(**values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{key}: {error}") from error
+    return Enabled(name=name, instance=instance, options=values, **_origin(point))
+
+
+def _origin(point: EntryPoint | FilePlugin) -> dict[str, str]:
+    if isinstance(point, FilePlugin):
+        return {"distribution": str(point.path), "version": f"sha256:{point.digest}"}
+    return {
+        "distribution": str(point.dist.name) if point.dist else "",
+        "version": str(point.dist.version) if point.dist else "",
+    }
+
+
+def load(point: EntryPoint | FilePlugin) -> type[Any]:
+    """Import a plugin's class and check what it declares.
+
+    Raises:
+        UserError: another ftcore or hook interface, a failing import, no plugin class.
+    """
+    name = point.name
     if point.dist is not None:
         _check_version(name, point.dist)
     try:
@@ -177,22 +293,12 @@ def _instantiate(
     meta = getattr(cls, "__ftcore__", None)
     if not isinstance(cls, type) or not isinstance(meta, Meta):
         raise UserError(f"plugin '{name}': {point.value} is no class decorated with @ftcore.plugin")
-    if meta.api > API:
+    if not OLDEST_API <= meta.api <= API:
         raise UserError(
-            f"plugin '{name}' is written for hook API {meta.api}, this ftcore has {API}; upgrade ftcore"
+            f"plugin '{name}' is written for hook API {meta.api}, this ftcore has {OLDEST_API} to {API};"
+            f" upgrade {'ftcore' if meta.api > API else 'the plugin'}"
         )
-    values = check_options(cls, key, options)
-    try:
-        instance = cls(**values)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{key}: {error}") from error
-    return Enabled(
-        name=name,
-        instance=instance,
-        distribution=str(point.dist.name) if point.dist else "",
-        version=str(point.dist.version) if point.dist else "",
-        options=values,
-    )
+    return cls
 
 
 def _check_version(name: str, dist: Distribution) -> None:

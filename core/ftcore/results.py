@@ -21,7 +21,15 @@ from ftcore.job import Job
 from ftcore.predictions import tabulate, write_table
 from ftcore.strategies import base_model, whole_shape
 
-__all__ = ["append_metrics", "cut_metrics", "describe_run", "export", "keep_predictions", "write_json"]
+__all__ = [
+    "append_metrics",
+    "cut_metrics",
+    "describe_run",
+    "export",
+    "keep_predictions",
+    "plugin_cost",
+    "write_json",
+]
 
 PACKAGES = (
     "torch",
@@ -120,6 +128,35 @@ def describe_run(job: Job) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
+
+
+STEP_HOOKS = (
+    "collate",
+    "count_units",
+    "on_step_start",
+    "forward",
+    "compute_loss",
+    "on_backward_end",
+    "regularize",
+    "on_gradients",
+)
+
+
+def plugin_cost(job: Job) -> dict[str, dict[str, Any]]:
+    """What each plugin cost: its hooks' seconds, and of those in steps the time and share of a step.
+
+    Time of the host, on rank 0, since this process started; what a hook adds to a backward pass, or a
+    device has not yet done, is not in it.
+    """
+    costs = {}
+    for name, hooks in job.hooks.seconds.items():
+        in_steps = sum(hooks.get(hook, 0.0) for hook in STEP_HOOKS)
+        costs[name] = {
+            "ms_per_step": round(1e3 * in_steps / max(1, job.steps), 4),
+            "share_of_step": round(in_steps / max(job.step_seconds, 1e-9), 4),
+            "seconds": {hook: round(seconds, 4) for hook, seconds in hooks.items()},
+        }
+    return costs
 
 
 def _version(package: str) -> str | None:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,13 +87,13 @@ def _in_place(cfg: Config, run_dir: Path) -> dict[str, Any]:
         return train_here(cfg, run_dir, stop)
 
 
-def train_here(cfg: Config, run_dir: Path, stop: StopFlag) -> dict[str, Any]:
+def train_here(cfg: Config, run_dir: Path, stop: StopFlag, extra: Sequence[Enabled] = ()) -> dict[str, Any]:
     """Train as one rank (or the only one), evaluate, export; returns the result."""
     from ftcore.job import open_job
     from ftcore.loop import train
     from ftcore.results import cut_metrics, describe_run, write_json
 
-    job = open_job(cfg, run_dir, Screen, stop)
+    job = open_job(cfg, run_dir, Screen, stop, extra)
     try:
         if job.strategy.rank == 0:
             cut_metrics(run_dir, job.progress.step, job.progress.evaluated)
@@ -117,7 +118,7 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag) -> dict[str, Any]:
 def _finish(job: Job) -> dict[str, Any]:
     """Go back to the best weights, test, export, write `result.json`, drop the checkpoints."""
     from ftcore.evaluation import averaged
-    from ftcore.results import write_json
+    from ftcore.results import plugin_cost, write_json
 
     progress, cfg = job.progress, job.cfg
     best = job.checkpoints / progress.best_weights
@@ -143,8 +144,8 @@ def _finish(job: Job) -> dict[str, Any]:
         "seconds": round(progress.seconds, 3),
         "plugins": {p.name: p.version for p in job.hooks.plugins},
         "order": [p.name for p in job.hooks.plugins],
+        "plugin_cost": plugin_cost(job),
         "seed": cfg.seed,
-        "hook_seconds": {name: round(s, 3) for name, s in job.hooks.watch.spent.items()},
     }
     if job.strategy.rank == 0:
         write_json(job.run_dir / "result.json", result)

@@ -150,9 +150,12 @@ class Screen:
             f"{result['steps']} steps, {result['examples']} examples, {result['seconds']:.1f} s"
             f"  ->  {run_dir}"
         )
-        if spent := result.get("hook_seconds"):
-            shares = [f"{name} {s:.1f} s" for name, s in spent.items()]
-            self.line(f"in the hooks of plugins, about (backward passes not counted): {', '.join(shares)}")
+        costs = [
+            f"{name} {cost['ms_per_step']:.2f} ms a step ({cost['share_of_step']:.0%})"
+            for name, cost in result["plugin_cost"].items()
+        ]
+        if costs:
+            self.line(f"in the hooks of plugins (backward passes not counted): {', '.join(costs)}")
         run = shlex.quote(_short(run_dir))
         self.line(f"next: ftcore predict {run} FILE   ftcore evaluate {run}   ftcore export {run} --to DIR")
 

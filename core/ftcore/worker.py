@@ -8,21 +8,24 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from ftcore.config import Config
 from ftcore.errors import Interrupted, TrainingError, UserError
 from ftcore.run import read_config, train_here
-from ftcore.signals import stop_flag
+from ftcore.signals import StopFlag, stop_flag
 
 __all__ = ["main"]
 
 
-def main(run_dir: Path) -> int:
-    """Train as the rank that the environment names; an error is reported to the parent in a file."""
+def main(run_dir: Path, work: Callable[[Config, Path, StopFlag], Any] = train_here) -> int:
+    """Train (or do other `work`) as the rank that the environment names; the parent gets errors in a file."""
     _die_with_parent()
     with stop_flag() as stop:  # around the reports too: the launcher's SIGTERM must not cut one short
         try:
-            train_here(read_config(run_dir), run_dir, stop)
+            work(read_config(run_dir), run_dir, stop)
         except Interrupted as error:
             return _report("interrupted", error, error.exit_code)
         except UserError as error:

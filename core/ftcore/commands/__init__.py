@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,7 +38,11 @@ def plugins(arguments: Sequence[str]) -> int:
     for name, points in installed().items():
         for point in points:
             dist = point.dist
-            row = {"name": name, "distribution": dist and dist.name, "version": dist and dist.version}
+            row = {
+                "name": name,
+                "distribution": dist.name if dist else point.value,
+                "version": dist.version if dist else "",
+            }
             try:
                 cls = point.load()
                 row["summary"] = (cls.__doc__ or "").strip().partition("\n")[0]
@@ -82,9 +87,11 @@ def plan(arguments: Sequence[str]) -> int:
         "plugins": [
             {
                 "name": p.name,
+                "distribution": p.distribution,
                 "version": p.version,
                 "options": p.options,
                 "summary": p.summary,
+                "declares": {k: v for k, v in asdict(p.meta).items() if v},
                 **({"describes": described[p.name]} if p.name in described else {}),
             }
             for p in hooks.plugins
@@ -137,8 +144,9 @@ def _plan_text(report: dict[str, Any]) -> str:
     lines = ["plugins, in call order:"]
     for p in report["plugins"]:
         lines.append(f"  {p['name']} {p['version']}  {p['summary']}  {p['options']}")
-        for key, value in p.get("describes", {}).items():
-            shown = f"{len(value)}: {', '.join(map(str, value))}" if isinstance(value, list) else value
+        for key, value in {**p["declares"], **p.get("describes", {})}.items():
+            many = isinstance(value, list | tuple)
+            shown = f"{len(value)}: {', '.join(map(str, value))}" if many else value
             lines.append(f"    {key:<20}{shown}")
     if not report["plugins"]:
         lines.append("  none")

@@ -96,7 +96,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 "tokens": 1200,
                 "seconds": 10.0 + seed,
                 "seed": seed,
-                "hook_seconds": dict.fromkeys(plugins or {}, 1.25),
+                "plugin_cost": {name: {"ms_per_step": 1.25} for name in plugins or {}},
             }
             (path / "result.json").write_text(json.dumps(result))
         return path

@@ -123,7 +123,7 @@ def test_a_run_page_has_terms_matrix_audit_and_plugins(pages: dict[str, str]) ->
     page = Page(pages["run"])
     headings = ["The run", "Metrics", "Training", "Who was mistaken for whom", "Data", "Plugins"]
     assert page.texts["h2"] == headings
-    assert "1.2" in page.texts["td"]  # seconds in the plugin's hooks
+    assert "1.25" in page.texts["td"]  # milliseconds in the plugin's hooks
     assert {"loss", "grad_norm", "lr", "eval/accuracy"} <= set(page.texts["h3"])
     assert "truncated" in page.texts["td"]
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ftcore import UserError, data
 from ftcore.config import Config, FilesData, HubData
 from ftcore.errors import nearest
+from ftcore.readers import SUFFIXES
 
 __all__ = [
     "JsonLines",
@@ -171,9 +172,9 @@ class Source:
 def open_path(path: Path, split: str, cfg: Config) -> dict[str, Reader]:
     """The readers of a file, or of each file in a directory, by name."""
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix in data.SUFFIXES)
+        files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
         if not files:
-            raise UserError(f"data.{split}: no {', '.join(data.SUFFIXES)} file in {path}")
+            raise UserError(f"data.{split}: no {', '.join(SUFFIXES)} file in {path}")
         return {f.stem: _open_file(f, cfg) for f in files}
     return {path.stem: _open_file(path, cfg)}
 
@@ -197,7 +198,7 @@ def open_source(one: Settings, name: str, cfg: Config) -> dict[str, Reader]:
             if not path.is_dir()
             else {f"{name}/{k}": v for k, v in found.items()}
         )
-    if one.path.startswith(("/", ".", "~")) or one.path.count("/") > 1 or path.suffix in data.SUFFIXES:
+    if one.path.startswith(("/", ".", "~")) or one.path.count("/") > 1 or path.suffix in SUFFIXES:
         raise UserError(f"plugin.instruct.sources.{name}.path: no such file: {one.path}")
     hub = HubData(path=one.path, name=one.name)
     hub.splits.train, hub.splits.validation, hub.splits.test = one.split, None, None

@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 import jinja2.sandbox
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from ftcore import UserError
 from ftcore_instruct._formats import BadRow, Task

@@ -149,20 +149,19 @@ def _audit(run: Run) -> str:
 def _plugins(run: Run) -> str:
     """Each plugin, its options, and what its hooks cost where that was measured."""
     found = [p for p in run.about.get("plugins", []) if isinstance(p, dict)]
-    cost = run.result.get("hook_seconds")
-    cost = cost if isinstance(cost, dict) else {}
+    costs = run.result.get("plugin_cost")
+    costs = costs if isinstance(costs, dict) else {}
     rows = [
         [
             str(p.get("name")),
             str(p.get("version")),
             _plain(p.get("options")),
-            number(cost.get(str(p.get("name"))), 1),
+            number(costs.get(str(p.get("name")), {}).get("ms_per_step"), 2),
         ]
         for p in found
     ]
-    return (
-        table(("plugin", "version", "options", "seconds in its hooks"), rows, "", ["options"]) if rows else ""
-    )
+    heads = ("plugin", "version", "options", "ms a step in its hooks")
+    return table(heads, rows, "", ["options"]) if rows else ""
 
 
 def _plain(value: Any) -> str:
