@@ -281,7 +281,9 @@ def test_a_run_says_what_to_do_next(tree: Any) -> None:
         .splitlines()[-1]
         .startswith("next: ftcore predict pairs FILE   ftcore evaluate pairs")
     )
-    assert re.search(r"backward passes not counted\): average \d+\.\d s", ok(tree, "train average"))
+    assert re.search(
+        r"backward passes not counted\): average \d+\.\d\d ms a step \(\d+%\)", ok(tree, "train average")
+    )
 
 
 def test_twenty_prepare_at_once_make_nothing_twice(tmp_path: Path) -> None:

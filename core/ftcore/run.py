@@ -26,6 +26,7 @@ from ftcore.lease import lease
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag, stop_flag
 from ftcore.strategies import local_ranks, rank_environment, whole_shape
+from ftcore.sweep import is_in_sweep
 
 if TYPE_CHECKING:
     from ftcore.job import Job
@@ -55,10 +56,11 @@ def run(cfg: Config, run_dir: Path) -> float:
 
 def _run_leased(cfg: Config, run_dir: Path, world_size: int) -> float:
     if (finished := _finished(cfg, run_dir)) is not None:
-        figure = (
-            f" ({finished['metric']['name']} {_metric(finished):.4g})" if finished["metric"]["name"] else ""
-        )
-        Screen(shown=True).line(f"already finished{figure}; force=true runs it again: {run_dir}")
+        screen, name = Screen(shown=True), finished["metric"]["name"]
+        figure = f" ({name} {_metric(finished):.4g})" if name else ""
+        screen.line(f"already finished{figure}; force=true runs it again: {run_dir}")
+        if not is_in_sweep():  # of many, a line each is enough
+            screen.result(finished, str(run_dir))
         return _metric(finished)
     from ftcore.job import build_hooks
     from ftcore.prepare import prepare

@@ -152,7 +152,7 @@ class Screen:
         )
         costs = [
             f"{name} {cost['ms_per_step']:.2f} ms a step ({cost['share_of_step']:.0%})"
-            for name, cost in result["plugin_cost"].items()
+            for name, cost in result.get("plugin_cost", {}).items()  # an earlier ftcore's result has none
         ]
         if costs:
             self.line(f"in the hooks of plugins (backward passes not counted): {', '.join(costs)}")

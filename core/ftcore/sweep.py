@@ -19,10 +19,15 @@ from pathlib import Path
 
 from ftcore.errors import Interrupted, InUse, SweepFailed, TrainingError, UserError
 
-__all__ = ["job", "sweep"]
+__all__ = ["is_in_sweep", "job", "sweep"]
 
 WORDS = "FTCORE_SWEEP"
 """Environment variable: the directory of one command's words, in the cache that all its jobs share."""
+
+
+def is_in_sweep() -> bool:
+    """Whether this process runs a job of a multirun."""
+    return WORDS in os.environ
 
 
 @contextlib.contextmanager
