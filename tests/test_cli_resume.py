@@ -165,7 +165,8 @@ def assert_same(one: Story, other: Story) -> None:
 
     def numbers(story: Story) -> list[dict[str, Any]]:
         assert story.seen["end"].returncode == 0, story.seen["end"].stderr
-        return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records(story.run_dir)]
+        measured = ("tokens_per_second", "memory_mb")
+        return [{k: v for k, v in r.items() if k not in measured} for r in records(story.run_dir)]
 
     assert [r["step"] for r in steps(other.run_dir)] == list(range(1, STEPS + 1))
     assert [r["step"] for r in evaluations(other.run_dir)] == [*range(7, STEPS, 7), STEPS]

@@ -52,6 +52,7 @@ __all__ = [
 ROWS = 8  # of the step whose gradient is compared
 STEPS = 4  # of a whole run
 ALLOWED = 1e-4  # relative; fp32 sums in another order differ by some 1e-6
+MEASURED = ("tokens_per_second", "memory_mb")  # of a record: differs from one run to the same again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +387,7 @@ def _same(name: str, compared: str, one: Path, other: Path, *, shared: bool = Fa
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in lines]
 
 
 def _saved(folder: Path) -> dict[str, Tensor]:
