@@ -135,7 +135,10 @@ def test_runs_say_which_plugins_in_which_order(sweep: Path) -> None:
     orders = [result(sweep / name)["order"] for name in ("0", "1", "2", "3", "ddp")]
     assert orders == [[], ["penalty"], ["counter"], ["counter", "penalty"], ["penalty"]]
     assert result(sweep / "3")["plugins"] == {"counter": "1.2", "penalty": "1.2"}
-    assert json.loads((sweep / "3" / "run.json").read_text())["plugins"] == [
+    described = json.loads((sweep / "3" / "run.json").read_text())["plugins"]
+    sources = [one.pop("source") for one in described]
+    assert all(re.fullmatch("[0-9a-f]{16}", source) for source in sources)
+    assert described == [
         {"name": "counter", "distribution": "ftcore-counter", "version": "1.2", "options": {}},
         {"name": "penalty", "distribution": "ftcore-penalty", "version": "1.2", "options": {"weight": 0.25}},
     ]

@@ -201,7 +201,8 @@ def label_names(dataset: Any, column: str) -> list[str]:
     """The class names of a label column: the feature's own, or the sorted distinct values."""
     if names := class_names(dataset, column):
         return names
-    found = (row[column] for row in dataset.select_columns([column]))
+    narrow = dataset.select_columns([column]) if hasattr(dataset, "select_columns") else dataset
+    found = (row[column] for row in narrow)
     values = {tuple(v) if isinstance(v, list) else v for v in found} - {None}
     if any(isinstance(v, tuple) for v in values):
         raise UserError(f"column '{column}' holds lists; classification takes one label a row, not several")
