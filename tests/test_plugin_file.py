@@ -127,6 +127,4 @@ def test_it_trains_on_ranks_and_is_recorded(tmp_path: Path) -> None:
     assert re.search(r"no plugin 'logit_penalty' is installed.*--plugin-file FILE", without.stderr)
     changed = r"two holds a run with another source of plugin 'logit_penalty'.*force=true"
     assert re.search(changed, other.stderr)
-        r"two holds a run with another source of plugin 'logit_penalty'.*force=true", other.stderr
-    )
     assert re.search(r"no option 'wight'; did you mean 'weight'", unknown.stderr)
