@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/ftcore
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 matrix: $(STAMP)
 	FTCORE_MATRIX=1 $(BIN)/python -m pytest plugins/ftcore-deepspeed/tests/test_matrix.py

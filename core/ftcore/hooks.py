@@ -58,7 +58,8 @@ class _Wrapper:
             self._spent[self._hook] += perf_counter() - start
 
     def send(self, value: Any) -> Any:
-        before = [(n, t, t.sum) for n, t in value.items()] if self._hook == "compute_loss" else ()
+        is_loss = self._hook == "compute_loss" and isinstance(value, dict)
+        before = [(n, t, getattr(t, "sum", None)) for n, t in value.items()] if is_loss else ()
         start = perf_counter()
         try:
             return self._generator.send(value)
@@ -71,7 +72,7 @@ class _Wrapper:
             self._spent[self._hook] += perf_counter() - start
 
 
-def _check_kept(plugin: str, name: str, total: Tensor, after: LossTerm | None) -> None:
+def _check_kept(plugin: str, name: str, total: Tensor | None, after: LossTerm | None) -> None:
     """Refuse to lose a loss term that others gave: dropped, or another put under its name."""
     if after is None:
         raise UserError(f"plugin '{plugin}' drops the loss term '{name}'; set its weight to 0 instead")
