@@ -134,7 +134,7 @@ class Instruct:
             [s.settings.dry for s in train.sources],
             seed,
         )
-        self._table = _report.mixture(rows, order)
+        self._table = _report.mixture(rows, order, [len(s.kept) for s in train.sources])
         if self.pack:
             sides = [rows.sizes(name) for name in ("input_ids", "labels")]
             return PackSampler(order, np.maximum(*sides), cfg.data.max_length, batch_size, seed)
