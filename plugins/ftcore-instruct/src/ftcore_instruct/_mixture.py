@@ -221,7 +221,7 @@ class _Exemplars:
         return self._by_task
 
     def draw(self, task: Task, example: int, count: int, rng: random.Random, reasons: bool) -> list[Task]:
-        """Up to `count` rows of the same task: never the row itself, its double, or another with its question.
+        """Up to `count` rows of the same task: not the row itself, its double, or one with its question.
 
         Fewer where the task has no more such rows (or, with `reasons`, with a rationale).
         """

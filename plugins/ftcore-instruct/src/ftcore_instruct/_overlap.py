@@ -1,7 +1,8 @@
 """Training rows that hold what is evaluated: found by n-grams of words, whichever way round they are.
 
 A row is its texts (input, target, reasoning; a chat's contents) without the instruction, which all rows
-of a task share; where there is no input, the instruction is the question. An n-gram says nothing of which text is the question, so turned-around forms are found too.
+of a task share; where there is no input, the instruction is the question. An n-gram says nothing of which
+text is the question, so turned-around forms are found too.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ BUILT_IN = {
     "*": [
         "{% if instruction and input %}{{ instruction }}\n\n{% endif %}{{ input or instruction }}\n"
         "{% if options %}{{ options }}\n{% endif %}{% if cot %}Think step by step.\n{% endif %}",
-        "{% if instruction %}Task: {{ instruction }}\n{% endif %}{% if input %}Input: {{ input }}\n{% endif %}"
+        "{% if instruction %}Task: {{ instruction }}\n{% endif %}"
+        "{% if input %}Input: {{ input }}\n{% endif %}"
         "{% if options %}{{ options }}\n{% endif %}{% if cot %}Explain, then answer.\n{% endif %}Output:\n",
         "{% if input %}{{ input }}\n\n{% endif %}{% if instruction %}{{ instruction }}\n{% endif %}"
         "{% if options %}{{ options }}\n{% endif %}"
