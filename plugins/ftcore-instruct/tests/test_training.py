@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 FORKS = """
 import json, os, sys
@@ -112,6 +114,48 @@ def test_one_gradient_for_every_layout(tmp_path: Path, data: list[str], model: s
         assert records(found) == pytest.approx(expected, rel=1e-5), found
     assert len(printed[2].splitlines()) == 2
     assert "no run has finished there" in printed[3]
+
+
+def test_warm_up_trains_the_new_embeddings_alone(tmp_path: Path, data: list[str]) -> None:
+    """For its steps, and on two ranks as on one; afterwards everything is trained."""
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("abab\n\nbaba\n")
+    words = [
+        *data,
+        "model=tiny_llama",
+        f"model.add_tokens={tokens}",
+        "optim.weight_decay=0",
+        "optim.warmup=0",
+    ]
+    one = [*words, "plugin.instruct.warm_new_tokens=1"]
+    two = [*one, "trainer=ddp", "trainer.device=cpu", "train.micro_batch_size=1"]
+    printed = ftcore(
+        tmp_path,
+        ([*one, "train.steps=1", "hydra.run.dir=warm"], "", 1),
+        ([*one, "hydra.run.dir=one"], "", 1),
+        ([*two, "hydra.run.dir=two"], "", 2),
+        ([*words, "optim.weight_decay=0.1", "plugin.instruct.warm_new_tokens=1"], "", 1),
+        ([*data, "model=tiny_llama", "plugin.instruct.warm_new_tokens=1"], "", 1),
+    )
+    begun = _weights(tmp_path, words)
+    warm, after = (load_file(tmp_path / d / "model" / "model.safetensors") for d in ("warm", "one"))
+    for name, before in begun.items():
+        if name in warm:
+            rows = (warm[name] != before).reshape(len(before), -1).any(dim=1).nonzero().flatten().tolist()
+            assert rows == ([261, 262] if name == "model.embed_tokens.weight" else []), name
+            assert not torch.equal(after[name], before), name
+    assert records(tmp_path / "two") == pytest.approx(records(tmp_path / "one"), rel=1e-5)
+    assert "set optim.weight_decay=0" in printed[3]
+    assert "no tokens are added; set model.add_tokens=FILE" in printed[4]
+
+
+def _weights(folder: Path, overrides: list[str]) -> dict[str, torch.Tensor]:
+    """The model's weights before training."""
+    from ftcore.compose import compose
+    from ftcore.models import load_model, load_tokenizer
+
+    cfg = compose([*overrides, f"hydra.run.dir={folder}/none"])
+    return dict(load_model(cfg, load_tokenizer(cfg), [], "AutoModelForCausalLM").state_dict())
 
 
 def test_chunked_and_full_loss_train_alike(tmp_path: Path, data: list[str]) -> None:
