@@ -292,7 +292,7 @@ def main() -> None:
     rows = job.prepared.splits["train"]
     if options.model == "llama":
         variants["TRL packed"], trl_loss = trl(overrides, rows, clock)
-        assert abs(loss - trl_loss) < 1e-4 * loss, (loss, trl_loss)
+        assert abs(loss - trl_loss) < 1e-5 * loss + 5e-5, (loss, trl_loss)  # logged to four digits
     tokens = int(rows.lengths.sum())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, fp32, {len(rows)} rows,", end=" ")
     print(f"{tokens} useful tokens, loss {loss:.6f}; time of a step, less is better")
