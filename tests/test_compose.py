@@ -115,6 +115,16 @@ def test_options_of_a_plugin_that_is_not_chosen_are_an_error(install: Any) -> No
             compose(overrides)
 
 
+def test_option_that_takes_any_keys_is_set_like_others(install: Any) -> None:
+    """Whole, or key by key; a plugin that is not chosen gets none."""
+    install("alpha", "sources: {} # by name\nrate: 0.5")
+    for overrides in (["plugin.alpha.sources={a:{path:x}}"], ["plugin.alpha.sources.a.path=x"]):
+        cfg = compose(["+plugin=alpha", *overrides])
+        assert cfg.plugin == {"alpha": {"sources": {"a": {"path": "x"}}, "rate": 0.5}}
+        with pytest.raises(UserError, match="'alpha' is not chosen"):
+            compose(overrides)
+
+
 def test_plugin_file_at_the_wrong_place_is_an_error(install: Any) -> None:
     """A file without its package header names the line that it lacks."""
     install("alpha", "rate: 0.5", package="# no header")

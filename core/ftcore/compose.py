@@ -142,7 +142,16 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     full, notes = expand(arguments, choices, sweep=_is_sweep(arguments))
     for one in notes:
         note(one)
-    return full
+    return [_open(argument) for argument in full]
+
+
+def _open(argument: str) -> str:
+    """The argument with `++` where it sets a plugin's option that takes any keys: Hydra refuses new ones."""
+    found = re.match(r"plugin\.(\w+)\.(\w+)[.=]", argument)
+    path = conf_dirs().get(found[1], Path()) / "plugin" / f"{found[1]}.yaml" if found else Path()
+    if not (found and path.is_file()):
+        return argument
+    return f"++{argument}" if re.search(rf"^{found[2]}: *\{{\}}", path.read_text(), re.M) else argument
 
 
 def _check_options(arguments: Sequence[str]) -> None:

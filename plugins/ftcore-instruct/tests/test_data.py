@@ -88,6 +88,19 @@ def test_number_of_tasks_grows_by_adding(opened: Open, folder: Path) -> None:
     names = [set(kept(opened({"data.train": folder}, num_tasks=n)[0])) for n in (1, 2, 3)]
     assert [len(n) for n in names] == [1, 2, 3]
     assert names[0] < names[1] < names[2]
+    with pytest.raises(UserError, match="num_tasks=4: there are 3 sources to choose from"):
+        opened({"data.train": folder}, num_tasks=4)
+
+
+def test_sources_with_reasons_are_beside_the_number_of_tasks(
+    opened: Open, folder: Path, write: Write
+) -> None:
+    """So a run on one task can be had with and without chains of thought."""
+    write("tasks/why.jsonl", [{**r, "rationale": "so"} for r in rows(4, "why")])
+    plugin, prepared, _ = opened({"data.train": folder}, num_tasks=1, cot=1.0)
+    assert len(kept(plugin)) == 2
+    assert "why" in kept(plugin)
+    assert sum(prepared.splits["train"].column("cot")) == 4
 
 
 def test_limit_and_split_are_over_all_sources(opened: Open, folder: Path) -> None:

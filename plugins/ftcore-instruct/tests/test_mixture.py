@@ -224,3 +224,52 @@ def test_short_run_formats_only_what_it_can_train_on(opened: Open, write: Write)
     assert len(made[1].splits["train"]) == 40
     epochs, source, _ = order(made)
     assert np.bincount(source[epochs(0)]).tolist() == [30, 10]
+
+
+def test_table_counts_what_the_rows_were_made_with(mixed: Any) -> None:
+    """Rows of each source, those of an epoch, and how many have exemplars, options, reasons."""
+    made = mixed()
+    order(made)
+    table = {row["source"]: row for row in made[0]._table}
+    assert [table[name]["rows"] for name in "abc"] == [40, 400, 8]
+    assert [table[name]["per_epoch"] for name in "abc"] == [48, 47, 13]
+    drawn = items(made[0])
+    for number, name in enumerate("abc"):
+        own = [item for item in drawn if item["source"] == number]
+        assert table[name]["formatted"] == len(own)
+        assert table[name]["few_shot"] == sum(bool(item["shots"]) for item in own) > 0
+        assert table[name]["options"] == table[name]["cot"] == table[name]["inverted"] == 0
+
+
+def test_exemplars_without_tasks_share_the_instruction(opened: Open, write: Write) -> None:
+    """Alpaca's rows have nothing in common; what has no input is told apart by its choices."""
+    alpaca = [{"instruction": f"Do {i % 2}.", "input": f"n{i}", "output": "x"} for i in range(12)]
+    alpaca += [{"instruction": f"Alone {i}?", "output": "y"} for i in range(4)]
+    path = write("t.jsonl", alpaca)
+    for item in items(opened({"data.train": path}, few_shot=1.0, shots=3)[0]):
+        own = item["prompt"].split(".")[0].split()[-1]
+        assert all(f"Do {own}." in shot for shot in item["shots"])
+        assert bool(item["shots"]) is ("Alone" not in item["prompt"])
+        assert "Input:" not in item["prompt"] or "n" in item["prompt"]
+    chosen = [{"instruction": "Which?", "choices": [f"{i} a", f"{i} b"]} for i in range(5)]
+    chosen = [{**r, "input": "", "target": r["choices"][0], "task": "w"} for r in (*chosen, chosen[0])]
+    shown = [i["shots"] for i in items(opened({"data.train": write("w.jsonl", chosen)}, few_shot=1.0)[0])]
+    assert all(shots for shots in shown)
+    assert not any("0 a" in shot for shots in (shown[0], shown[5]) for shot in shots)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_templates_of_rows_without_input_have_no_empty_field(number: int) -> None:
+    """The instruction is the question; with an input both are there."""
+    from ftcore_instruct._formats import Task
+    from ftcore_instruct._templates import Choice, Templates
+
+    def prompt(**fields: str) -> str:
+        task = Task(task="t", target="t", instruction="Say it.", **fields)
+        return Templates().render(task, Choice(template=number))[0]
+
+    without, both = prompt(input=""), prompt(input="This.")
+    assert without.count("Say it.") == both.count("Say it.") == both.count("This.") == 1
+    assert "Input:" not in without
+    assert "\n\n" not in without
+    assert not without.startswith("\n")

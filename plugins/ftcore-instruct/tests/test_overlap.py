@@ -76,3 +76,11 @@ def test_short_rows_match_as_a_whole_in_any_order() -> None:
 def test_nothing_evaluated_nothing_hit() -> None:
     """Without evaluated rows no row overlaps."""
     assert list(Overlap().hits([["a b c"]])) == [[]]
+
+
+def test_a_question_without_input_is_its_instruction() -> None:
+    """Short answers alone do not make two of Alpaca's rows alike."""
+    one, other = (Task(task="t", input="", instruction=f"Is {x} so?", target="Yes") for x in "ab")
+    known = Overlap()
+    known.add(texts(one), "t")
+    assert list(known.hits([texts(one), texts(other)])) == [[0], []]

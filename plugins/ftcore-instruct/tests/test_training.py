@@ -8,45 +8,81 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+FORKS = """
+import json, os, sys
+from pathlib import Path
+import hydra.main, sklearn.metrics, torch, transformers
+from transformers import LlamaForCausalLM, T5ForConditionalGeneration
+import ftcore.loop, ftcore.saved
+from ftcore.cli import main
+
+def run(place, arguments, environment):
+    if (child := os.fork()):
+        return child
+    os.dup2(os.open(place / "in", os.O_RDONLY), 0)
+    for stream in (1, 2):
+        os.dup2(os.open(place / "out", os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
+    os.environ |= environment
+    sys.argv = ["ftcore", *arguments]
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+for number, (arguments, ports) in enumerate(json.load(sys.stdin)):
+    ranks = [{"WORLD_SIZE": str(len(ports)), "RANK": str(r), "LOCAL_RANK": str(r), "MASTER_PORT": str(p)}
+             for r, p in enumerate(ports)]
+    children = [run(Path(str(number)), arguments, one) for one in ranks or [{}]]
+    print(*(os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children), flush=True)
+"""
+"""Each command line in a process forked off one that has imported torch; seconds less for each."""
 
 
-def ftcore(tmp: Path, *arguments: str, said: str = "") -> str:
-    """`ftcore ARGUMENTS` to its end; what it printed."""
-    own = {"FTCORE_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+def ftcore(folder: Path, *commands: tuple[list[str], str, int]) -> list[str]:
+    """`ftcore ARGUMENTS` one after the other, (arguments, standard input, ranks) each; what they printed."""
+    from torch.distributed import TCPStore
+
+    # The ranks meet in this process's stores: a port that was only probed for could be taken meanwhile.
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in commands]
+    told = []
+    for number, (arguments, said, ranks) in enumerate(commands):
+        (folder / str(number)).mkdir()
+        (folder / str(number) / "in").write_text(said)
+        told.append((arguments, [stores[number].port] * (ranks if ranks > 1 else 0)))
+    own = {"FTCORE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    own |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    own |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     ended = subprocess.run(
-        [sys.executable, "-m", "ftcore", *arguments],
-        cwd=tmp,
+        [sys.executable, "-c", FORKS],
+        cwd=folder,
         env=os.environ | own,
-        input=said,
+        input=json.dumps(told),
         capture_output=True,
         text=True,
         timeout=400,
     )
-    assert ended.returncode in (0, 2), ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
+    printed = [(folder / str(i) / "out").read_text() for i in range(len(commands))]
+    codes = {int(c) for c in ended.stdout.split()}
+    assert (ended.returncode, codes <= {0, 2}) == (0, True), f"{ended.stdout}{ended.stderr}{printed}"
+    return printed
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Eleven prompts of different lengths; two of them are evaluated."""
+    folder = tmp_path_factory.mktemp("data")
     rows = [{"prompt": f"say {'ab' * i}", "completion": "ba" * (1 + i % 4)} for i in range(1, 12)]
     found = []
     for split, part in (("train", rows), ("validation", rows[:2])):
-        path = tmp_path / f"{split}.jsonl"
+        path = folder / f"{split}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in part))
         found.append(f"data.{split}={path}")
-    return [
-        "+plugin=instruct",
-        "data=files",
-        *found,
-        "data.test=null",
-        "data.max_length=48",
-        "model.dropout=0",
-        "train.batch_size=100",
-        "train.steps=2",
-        "train.log_every=1",
-        "task.max_new_tokens=4",
-    ]
+    length = ["data.max_length=48", "model.dropout=0", "task.max_new_tokens=4", "plugin.instruct.overlap=off"]
+    steps = ["train.batch_size=100", "train.steps=2", "train.eval_every=2", "train.log_every=1"]
+    return ["+plugin=instruct", "data=files", "data.test=null", *found, *length, *steps]
 
 
 def records(run_dir: Path) -> list[Any]:
@@ -59,28 +95,76 @@ def records(run_dir: Path) -> list[Any]:
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_t5"])
 def test_one_gradient_for_every_layout(tmp_path: Path, data: list[str], model: str) -> None:
     """Packed and padded, whole and in micro-batches, on one rank and two; then the model answers."""
-    sweep = ["plugin.instruct.pack=true,false", "train.micro_batch_size=1,100", f"model={model}"]
+    layouts = ["plugin.instruct.pack=true,false", "train.micro_batch_size=1,100", f"model={model}"]
     name = "hydra.sweep.subdir=${plugin.instruct.pack}-${train.micro_batch_size}"
-    ftcore(tmp_path, "-m", *data, *sweep, name, "hydra.sweep.dir=one")
-    two = ["trainer=ddp", "trainer.devices=2", "trainer.device=cpu", "train.micro_batch_size=1"]
-    ftcore(tmp_path, *data, f"model={model}", *two, "hydra.run.dir=two")
+    sweep = ["-m", *data, *layouts, name, "hydra.sweep.dir=one"]
+    two = [*data, f"model={model}", "trainer=ddp", "trainer.device=cpu", "train.micro_batch_size=1"]
+    printed = ftcore(
+        tmp_path,
+        (sweep, "", 1),
+        ([*two, "hydra.run.dir=two"], "", 2),
+        (["chat", "one/True-1", "--max-new-tokens=3"], "hello\n\n/reset\nsay ab\n/quit\nnever read\n", 1),
+        (["chat", "one"], "", 1),
+    )
     expected = records(tmp_path / "one" / "False-100")
     assert len(expected) == 5
-    for found in [*(tmp_path / "one").iterdir(), tmp_path / "two"]:
-        if found.is_dir():
-            assert records(found) == pytest.approx(expected, rel=1e-5), found
-    talk = ["chat", "one/True-1", "--max-new-tokens", "3"]
-    said = ftcore(tmp_path, *talk, said="hello\n\n/reset\nsay ab\n/quit\nnever read\n")
-    assert len(said.splitlines()) == 2
-    assert "no run has finished there" in ftcore(tmp_path, "chat", "one")
+    runs = [*(d for d in (tmp_path / "one").iterdir() if d.is_dir()), tmp_path / "two"]
+    assert len(runs) == 5
+    for found in runs:
+        assert records(found) == pytest.approx(expected, rel=1e-5), found
+    assert len(printed[2].splitlines()) == 2
+    assert "no run has finished there" in printed[3]
+
+
+def test_warm_up_trains_the_new_embeddings_alone(tmp_path: Path, data: list[str]) -> None:
+    """For its steps, and on two ranks as on one; afterwards everything is trained."""
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("abab\n\nbaba\n")
+    words = [
+        *data,
+        "model=tiny_llama",
+        f"model.add_tokens={tokens}",
+        "optim.weight_decay=0",
+        "optim.warmup=0",
+    ]
+    one = [*words, "plugin.instruct.warm_new_tokens=1"]
+    two = [*one, "trainer=ddp", "trainer.device=cpu", "train.micro_batch_size=1"]
+    printed = ftcore(
+        tmp_path,
+        ([*one, "train.steps=1", "hydra.run.dir=warm"], "", 1),
+        ([*one, "hydra.run.dir=one"], "", 1),
+        ([*two, "hydra.run.dir=two"], "", 2),
+        ([*words, "optim.weight_decay=0.1", "plugin.instruct.warm_new_tokens=1"], "", 1),
+        ([*data, "model=tiny_llama", "plugin.instruct.warm_new_tokens=1"], "", 1),
+    )
+    begun = _weights(tmp_path, words)
+    warm, after = (load_file(tmp_path / d / "model" / "model.safetensors") for d in ("warm", "one"))
+    for name, before in begun.items():
+        if name in warm:
+            rows = (warm[name] != before).reshape(len(before), -1).any(dim=1).nonzero().flatten().tolist()
+            assert rows == ([261, 262] if name == "model.embed_tokens.weight" else []), name
+            assert not torch.equal(after[name], before), name
+    assert records(tmp_path / "two") == pytest.approx(records(tmp_path / "one"), rel=1e-5)
+    assert "set optim.weight_decay=0" in printed[3]
+    assert "no tokens are added; set model.add_tokens=FILE" in printed[4]
+
+
+def _weights(folder: Path, overrides: list[str]) -> dict[str, torch.Tensor]:
+    """The model's weights before training."""
+    from ftcore.compose import compose
+    from ftcore.models import load_model, load_tokenizer
+
+    cfg = compose([*overrides, f"hydra.run.dir={folder}/none"])
+    return dict(load_model(cfg, load_tokenizer(cfg), [], "AutoModelForCausalLM").state_dict())
 
 
 def test_chunked_and_full_loss_train_alike(tmp_path: Path, data: list[str]) -> None:
     """`loss` changes time and memory, not the result; what can't be is refused."""
-    sweep = ["-m", *data, "model=tiny_llama", "plugin.instruct.loss=chunked,trained,full"]
-    ftcore(tmp_path, *sweep, "hydra.sweep.dir=loss", "hydra.sweep.subdir=${plugin.instruct.loss}")
+    kinds = ["model=tiny_llama", "plugin.instruct.loss=chunked,trained,full"]
+    places = ["hydra.sweep.dir=loss", "hydra.sweep.subdir=${plugin.instruct.loss}"]
+    refused = [*data, "model=tiny_t5", "plugin.instruct.loss=chunked"]
+    printed = ftcore(tmp_path, (["-m", *data, *kinds, *places], "", 1), (refused, "", 1))
     expected = records(tmp_path / "loss" / "full")
     for kind in ("chunked", "trained"):
         assert records(tmp_path / "loss" / kind) == pytest.approx(expected, rel=1e-5)
-    refused = ftcore(tmp_path, *data, "model=tiny_t5", "plugin.instruct.loss=chunked")
-    assert "plugin.instruct.loss=chunked: T5ForConditionalGeneration can't" in refused
+    assert "plugin.instruct.loss=chunked: T5ForConditionalGeneration can't" in printed[1]

@@ -102,12 +102,13 @@ def segment_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    corners = _corners(position_bias, keys.sizes, query.dtype)
     parts = [
         F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=_mask(q.shape[2], k.shape[2], causal, position_bias, sliding_window, q),
+            attn_mask=_mask(q.shape[2], k.shape[2], causal, corners.get(k.shape[2]), sliding_window, q),
             dropout_p=dropout,
             is_causal=causal and position_bias is None and not _cuts(sliding_window, k.shape[2]),
             scale=scaling,
@@ -126,6 +127,19 @@ def _cuts(sliding_window: int | None, length: int) -> bool:
     return sliding_window is not None and length > sliding_window
 
 
+def _corners(bias: Tensor | None, sizes: Sequence[int], dtype: torch.dtype) -> dict[int, Tensor]:
+    """The bias of a row, by its length.
+
+    Each is cut from the next larger one: the gradient of a slice has the size of what it was cut from.
+    """
+    corners: dict[int, Tensor] = {}
+    if bias is not None:
+        bias = bias.to(dtype)
+        for n in sorted(set(sizes), reverse=True):
+            corners[n] = bias = bias[:, :, :n, :n]
+    return corners
+
+
 def _mask(
     queries: int, keys: int, causal: bool, bias: Tensor | None, window: int | None, like: Tensor
 ) -> Tensor | None:
@@ -138,8 +152,7 @@ def _mask(
         mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     if bias is None:
         return mask
-    part = bias[:, :, :queries, :keys].to(like.dtype)
-    return part if mask is None else part.masked_fill(~mask, torch.finfo(like.dtype).min)
+    return bias if mask is None else bias.masked_fill(~mask, torch.finfo(like.dtype).min)
 
 
 def _flash(

@@ -18,10 +18,11 @@ from ftcore_instruct._formats import BadRow, Chat
 __all__ = ["PLAIN", "Renderer"]
 
 PLAIN = """\
-{%- if tools %}{{ raise_exception('the built-in template has no tools') }}{% endif -%}
+{%- set refusal = 'the built-in template has no tools; set plugin.instruct.chat_template' -%}
+{%- if tools %}{{ raise_exception(refusal) }}{% endif -%}
 {%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif -%}
 {%- for message in messages -%}
-{%- if message.tool_calls %}{{ raise_exception('the built-in template has no tools') }}{% endif -%}
+{%- if message.tool_calls %}{{ raise_exception(refusal) }}{% endif -%}
 {{ message['role'] | capitalize + ': ' + message['content'] | trim -}}
 {%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif -%}
 {{ '\\n' -}}

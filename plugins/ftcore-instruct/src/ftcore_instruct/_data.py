@@ -61,7 +61,7 @@ def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
     sources, held = _hold_out(sources, options["held_out"])
     evaluated = {s: _as_sources(r, defaults, columns) for s, r in _evaluated(cfg).items()}
     if options["num_tasks"]:
-        sources = sorted(sources, key=lambda s: derive("tasks", s.name))[: options["num_tasks"]]
+        sources = _choose(sources, options["num_tasks"])
     if held and "validation" not in evaluated:
         evaluated["validation"] = held
     if cfg.data.split is not None:
@@ -89,6 +89,18 @@ def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
         shown = [_evaluation(s, options) for s in part]
         items[split] = Items(shown, templates, columns=columns, seed=cfg.data.split_seed, drawn=False)
     return Splits(items=items, quotas=counts, overlap=report)
+
+
+def _choose(sources: Sequence[Source], count: int) -> list[Source]:
+    """`count` sources, of which a smaller count takes a part, and all whose rows have a rationale.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    drawn = sorted((s for s in sources if not s.has_rationale), key=lambda s: derive("tasks", s.name))
+    if count > len(drawn):
+        raise UserError(f"plugin.instruct.num_tasks={count}: there are {len(drawn)} sources to choose from")
+    return [*drawn[:count], *(s for s in sources if s.has_rationale)]
 
 
 def _epochs(
@@ -186,10 +198,11 @@ def _as_sources(readers: Mapping[str, Reader], defaults: Mapping[str, Any], colu
 
 
 def _source(name: str, rows: Reader, one: Settings, columns: tuple[str, str]) -> Source:
-    form = one.format
+    form, first = one.format, rows[0]
     if form == "auto":
-        form = _formats.detect(rows[0], *columns, name)
+        form = _formats.detect(first, *columns, name)
     source = Source(name=name, rows=rows, kept=np.arange(len(rows)), settings=one, form=form)
+    source.has_rationale = any(first.get(column) for column in _formats.RATIONALES)
     source.close()
     return source
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ftcore import UserError
 
-__all__ = ["FORMATS", "ROLES", "BadRow", "Chat", "Task", "detect", "read"]
+__all__ = ["FORMATS", "RATIONALES", "ROLES", "BadRow", "Chat", "Task", "detect", "kin", "read"]
 
 FORMATS = ("messages", "sharegpt", "task", "alpaca", "prompt")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -54,6 +54,7 @@ class Task:
     targets: list[str] = field(default_factory=list)  # every right answer, `target` first
     choices: list[str] = field(default_factory=list)
     rationale: str = ""
+    kin: str = ""  # rows of one kin can be each other's exemplars
     verbatim: bool = False
 
 
@@ -170,7 +171,13 @@ def _task(row: Mapping[str, Any], answer: str, source: str) -> Task:
         targets=[target, *others],
         choices=_texts(row.get("choices")),
         rationale=next((_text(row[c]) for c in RATIONALES if row.get(c)), ""),
+        kin=kin(row),
     )
+
+
+def kin(row: Mapping[str, Any]) -> str:
+    """What exemplars of a task's row share with it: its task, or its instruction where rows have no task."""
+    return str(row.get("task") or row.get("instruction") or "")
 
 
 def _from_sharegpt(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,11 @@ from ftcore_instruct._formats import BadRow, Chat, Task
 from ftcore_instruct._sources import Source
 from ftcore_instruct._templates import INVERTED, SEPARATORS, Choice, Templates
 
-__all__ = ["EpochOrder", "Items", "quotas"]
+__all__ = ["FORM", "EpochOrder", "Items", "quotas"]
 
 Ints = npt.NDArray[np.int64]
+FORM = ("few_shot", "options", "cot", "inverted")
+"""What a row was made with, 0 or 1 each: columns of the stored rows."""
 
 
 def quotas(
@@ -165,11 +167,18 @@ class Items:
         if shots and not task.verbatim:
             for other in tasks.draw(task, example, shots, rng, reasons=choice.cot):
                 exemplars.append("".join(self.templates.render(other, choice, rng)))
+        form = (
+            bool(exemplars),
+            choice.options and bool(task.choices) and not choice.inverted,
+            choice.cot,
+            bool(choice.inverted),
+        )
         return {
             "prompt": prompt,
             "answer": answer,
             "shots": exemplars,
             "separator": separator,
+            "form": dict(zip(FORM, map(int, form), strict=True)),
             **_measured(task.task, task.target, task.targets, task.choices),
         }
 
@@ -189,8 +198,13 @@ def _inverted(task: Task, draw: float) -> str:
     return forms[int(draw * len(forms))]
 
 
+def _question(task: Task) -> tuple[str, ...]:
+    """What tells a row's question from another's: its input, and the choices, which may be all there is."""
+    return (task.input.strip(), *sorted(task.choices))
+
+
 class _Exemplars:
-    """Rows of a source by task, to draw few-shot exemplars from."""
+    """Rows of a source by task (by instruction where they have none), to draw few-shot exemplars from."""
 
     def __init__(self, source: Source, columns: tuple[str, str]) -> None:
         self._source = source
@@ -198,22 +212,22 @@ class _Exemplars:
         self._by_task: dict[str, Ints] | None = None
 
     def _index(self) -> dict[str, Ints]:
-        """The used rows of each task. Rows without a task are all of the source's own."""
+        """The used rows of each task."""
         if self._by_task is None:
             found: dict[str, list[int]] = {}
             for i in self._source.kept.tolist():
-                found.setdefault(str(self._source.rows[i].get("task") or self._source.name), []).append(i)
-            self._by_task = {task: np.asarray(rows) for task, rows in found.items()}
+                found.setdefault(_formats.kin(self._source.rows[i]), []).append(i)
+            self._by_task = {kin: np.asarray(rows) for kin, rows in found.items()}
         return self._by_task
 
     def draw(self, task: Task, example: int, count: int, rng: random.Random, reasons: bool) -> list[Task]:
-        """Up to `count` rows of the same task: never the row itself, its double, or another with its input.
+        """Up to `count` rows of the same task: not the row itself, its double, or one with its question.
 
         Fewer where the task has no more such rows (or, with `reasons`, with a rationale).
         """
-        rows = self._index().get(task.task, np.zeros(0, np.int64))
+        rows = self._index()[task.kin]
         picked: list[Task] = []
-        seen, inputs = {example}, {task.input.strip()}
+        seen, questions = {example}, {_question(task)}
         for _ in range(4 * count):
             if len(picked) == count or not len(rows):
                 break
@@ -229,8 +243,8 @@ class _Exemplars:
                 continue
             if not isinstance(other, Task) or (reasons and not other.rationale):
                 continue
-            if other.input.strip() not in inputs:
-                inputs.add(other.input.strip())
+            if _question(other) not in questions:
+                questions.add(_question(other))
                 picked.append(other)
         return picked
 

@@ -1,7 +1,8 @@
 """Training rows that hold what is evaluated: found by n-grams of words, whichever way round they are.
 
 A row is its texts (input, target, reasoning; a chat's contents) without the instruction, which all rows
-of a task share. An n-gram says nothing of which text is the question, so turned-around forms are found too.
+of a task share; where there is no input, the instruction is the question. An n-gram says nothing of which
+text is the question, so turned-around forms are found too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def texts(row: Chat | Task) -> list[str]:
     """The texts by which a row is compared."""
     if isinstance(row, Chat):
         return [m["content"] for m in row.messages if m["role"] != "system"]
-    return [row.input, row.target, row.rationale]
+    return [row.input.strip() or row.instruction, row.target, row.rationale]
 
 
 def grams(parts: Sequence[str], n: int) -> npt.NDArray[np.uint64]:

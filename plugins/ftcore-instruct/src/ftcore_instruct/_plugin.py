@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ftcore import Batch, LossTerm, Sampler, State, UserError, hookimpl, plugin
+from ftcore import Batch, LossTerm, Sampler, Shard, State, Step, UserError, hookimpl, plugin
 from ftcore.config import Config
 from ftcore.plugins import Meta
 from ftcore.sampling import LengthBuckets
@@ -22,6 +22,7 @@ from ftcore_instruct._evaluation import evaluate, predict
 from ftcore_instruct._forward import call, count_weights, loss_term
 from ftcore_instruct._loss import CHUNK, has_plain_head
 from ftcore_instruct._mixture import EpochOrder
+from ftcore_instruct._new_tokens import keep_new_rows, new_rows
 from ftcore_instruct._packing import PackSampler, flatten, padded
 from ftcore_instruct._rows import Encoder
 
@@ -60,6 +61,7 @@ class Instruct:
     # Packing, loss and evaluation.
     pack: bool = True
     loss: Literal["auto", "trained", "chunked", "full"] = "auto"
+    warm_new_tokens: int = 0
     generate: bool = True
     floors: dict[str, float] = field(default_factory=dict)
 
@@ -73,8 +75,8 @@ class Instruct:
         for name in ("cap", "num_tasks"):
             if (getattr(self, name) or 1) < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
-        if min(self.shots, self.eval_shots) < 0:
-            raise ValueError("shots and eval_shots must be at least 0")
+        if min(self.shots, self.eval_shots, self.warm_new_tokens) < 0:
+            raise ValueError("shots, eval_shots and warm_new_tokens must be at least 0")
         if not 0 <= self.overlap_share < 1:
             raise ValueError(f"overlap_share must be in [0, 1), got {self.overlap_share}")
         self._has_template, self._tokenizer = False, None
@@ -87,6 +89,7 @@ class Instruct:
         meta: Meta = getattr(type(self), "__ftcore__")  # noqa: B009, mypy does not see the decorator's work
         self.__ftcore__ = replace(meta, removes=tuple(w for w, away in taken.items() if away))
         self._decoder, self._can_chunk, self._label_smoothing = True, False, 0.0
+        self._new_rows: dict[str, Any] = {}
 
     # Data.
 
@@ -134,7 +137,7 @@ class Instruct:
             [s.settings.dry for s in train.sources],
             seed,
         )
-        self._table = _report.mixture(rows, order)
+        self._table = _report.mixture(rows, order, [len(s.kept) for s in train.sources])
         if self.pack:
             sides = [rows.sizes(name) for name in ("input_ids", "labels")]
             return PackSampler(order, np.maximum(*sides), cfg.data.max_length, batch_size, seed)
@@ -160,6 +163,8 @@ class Instruct:
                 f"plugin.instruct.loss=chunked: {type(model).__name__} can't, or not with fp16, label"
                 " smoothing or weights; use auto"
             )
+        if self.warm_new_tokens:
+            self._new_rows = new_rows(model, self._tokenizer, cfg)
         if self.pack:
             use_segments(model)
             check_packing(model, lambda rows: flatten(rows, self._decoder))
@@ -183,6 +188,11 @@ class Instruct:
     @hookimpl
     def compute_loss(self, model: Any, batch: Batch, outputs: Any) -> dict[str, LossTerm]:
         return {"task": loss_term(model, batch, outputs, self._label_smoothing)}
+
+    @hookimpl
+    def on_gradients(self, shards: Sequence[Shard], step: Step) -> None:
+        for shard in shards if step.index < self.warm_new_tokens else ():
+            keep_new_rows(shard, self._new_rows.get(shard.name))
 
     # Evaluation.
 

@@ -11,31 +11,32 @@ import numpy as np
 from ftcore.results import write_json
 from ftcore.store import Rows
 from ftcore.strategies import rank_environment
-from ftcore_instruct._mixture import EpochOrder
+from ftcore_instruct._mixture import FORM, EpochOrder
 
 __all__ = ["mixture", "show"]
 
 SHOWN = 20  # sources; the file has all
 
 
-def mixture(rows: Rows, order: EpochOrder) -> list[dict[str, Any]]:
-    """For each source: rows there are, rows of an epoch and their share, mean tokens, truncated rows."""
+def mixture(rows: Rows, order: EpochOrder, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """For each source: its rows (`sizes`), those of an epoch and their share, tokens, and of the rows that
+    were formatted how many are cut, and how many have each form."""
     source = np.asarray(rows.column("source"))
-    variant = np.asarray(rows.column("variant"))
     cut = np.asarray(rows.column("cut"))
-    count = np.bincount(source[variant == 0], minlength=len(order.names))
     made = np.bincount(source, minlength=len(order.names))
     tokens = np.bincount(source, weights=rows.lengths, minlength=len(order.names))
     truncated = np.bincount(source[cut > 0], minlength=len(order.names))
+    forms = {f: np.bincount(source, np.asarray(rows.column(f)), len(order.names)) for f in FORM}
     return [
         {
             "source": name,
-            "rows": int(count[i]),
+            "rows": sizes[i],
             "per_epoch": quota,
             "share": quota / order.rows_per_epoch,
             "tokens_per_epoch": round(quota * tokens[i] / max(1, made[i])),
             "truncated": int(truncated[i]),
             "formatted": int(made[i]),
+            **{form: int(count[i]) for form, count in forms.items()},
         }
         for i, (name, quota) in enumerate(zip(order.names, order.quotas, strict=True))
     ]
@@ -57,6 +58,11 @@ def show(table: Sequence[Mapping[str, Any]], overlap: Mapping[str, Any], run_dir
         )
     if len(table) > SHOWN:
         print(f"and {len(table) - SHOWN} more sources (mixture.json)")
+    shares = [sum(r[form] for r in table) / max(1, sum(r["formatted"] for r in table)) for form in FORM]
+    print(
+        "of the rows {:.0%} have exemplars, {:.0%} list options, {:.0%} reason first, {:.0%} are turned"
+        " around".format(*shares)
+    )
     if overlap.get("rows"):
         did = "taken out" if overlap["policy"] == "drop" else "found"
         print(f"{overlap['rows']} training rows that overlap evaluated ones {did} (overlap.json)")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ftcore import Dropped, UserError
 from ftcore_instruct._chat_template import Renderer, Span
 from ftcore_instruct._formats import BadRow, Chat
+from ftcore_instruct._mixture import FORM
 
 __all__ = ["Encoder"]
 
@@ -299,13 +300,14 @@ class Encoder:
 
 
 def _noted(row: Row, item: Mapping[str, Any]) -> Row:
-    """The row, with where in the mixture it stands and how much of it was cut."""
+    """The row, with where in the mixture it stands, how much of it was cut, and its form."""
     return {
         **row,
         "source": item["source"],
         "example": item["example"],
         "variant": item["variant"],
         "cut": row["truncated"],
+        **(item.get("form") or dict.fromkeys(FORM, 0)),
     }
 
 

@@ -163,6 +163,7 @@ class Source:
     kept: Ints
     settings: Settings
     form: str = ""  # its format
+    has_rationale: bool = False  # its first row has one
 
     def close(self) -> None:
         if isinstance(self.rows, JsonLines):

@@ -32,14 +32,16 @@ SEPARATORS = ("\n\n", "\n\n\n", "\n---\n", "\n###\n\n", "\n\n***\n")
 
 BUILT_IN = {
     "*": [
-        "{% if instruction %}{{ instruction }}\n\n{% endif %}{{ input }}\n"
+        "{% if instruction and input %}{{ instruction }}\n\n{% endif %}{{ input or instruction }}\n"
         "{% if options %}{{ options }}\n{% endif %}{% if cot %}Think step by step.\n{% endif %}",
-        "{% if instruction %}Task: {{ instruction }}\n{% endif %}Input: {{ input }}\n"
+        "{% if instruction %}Task: {{ instruction }}\n{% endif %}"
+        "{% if input %}Input: {{ input }}\n{% endif %}"
         "{% if options %}{{ options }}\n{% endif %}{% if cot %}Explain, then answer.\n{% endif %}Output:\n",
-        "{{ input }}\n{% if instruction %}\n{{ instruction }}\n{% endif %}"
+        "{% if input %}{{ input }}\n\n{% endif %}{% if instruction %}{{ instruction }}\n{% endif %}"
         "{% if options %}{{ options }}\n{% endif %}"
         "{% if cot %}Let us reason step by step.\n{% endif %}Answer:\n",
-        "{% if instruction %}Read this first: {{ instruction }}\n\n{% endif %}Q: {{ input }}\n"
+        "{% if instruction and input %}Read this first: {{ instruction }}\n\n{% endif %}"
+        "Q: {{ input or instruction }}\n"
         "{% if options %}{{ options }}\n{% endif %}A{% if cot %} (give your reasons){% endif %}:\n",
     ]
 }
