@@ -343,6 +343,7 @@ def test_the_manifest_is_in_run_json(open_tiny: Jobs) -> None:
     assert manifest == {
         "mixed": [f"bert.encoder.layer.{i}.attention.self.query.weight" for i in (0, 1)],
         "mixed_parameters": 2048,
+        "kept_parameters": 4096,  # the target, and the weights as they are while masks act
         "share_of_parameters": pytest.approx(0.05, abs=0.01),
         "dropout_off": [f"bert.encoder.layer.{i}.attention.self.dropout" for i in (0, 1)],
     }
