@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from ftcore import checkpoint, config
 from ftcore.config import Config
-from ftcore.errors import TrainingError, UserError
+from ftcore.errors import Interrupted, TrainingError, UserError
 from ftcore.launch import launch
 from ftcore.lease import lease
 from ftcore.screen import Screen
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["read_config", "run", "train_here"]
 
-OWN = ("config.yaml", "run.json", "metrics.jsonl", "result.json", "checkpoints", "model", "predictions")
+OWN = (
+    *("config.yaml", "run.json", "metrics.jsonl", "result.json", "failed.json"),
+    *("checkpoints", "model", "predictions"),
+)
 """What a run writes into its directory, and what `force=true` takes away."""
 
 
@@ -62,6 +65,19 @@ def _run_leased(cfg: Config, run_dir: Path, world_size: int) -> float:
         if not is_in_sweep():  # of many, a line each is enough
             screen.result(finished, str(run_dir))
         return _metric(finished)
+    failed = run_dir / "failed.json"
+    failed.unlink(missing_ok=True)
+    try:
+        return _run_unfinished(cfg, run_dir, world_size)
+    except Interrupted:
+        raise
+    except Exception as error:
+        with contextlib.suppress(OSError):  # a full disk may be why
+            failed.write_text(json.dumps({"error": str(error) or type(error).__name__}), encoding="utf-8")
+        raise
+
+
+def _run_unfinished(cfg: Config, run_dir: Path, world_size: int) -> float:
     from ftcore.job import build_hooks
     from ftcore.prepare import prepare
 

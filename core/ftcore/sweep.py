@@ -71,20 +71,22 @@ def _note(run_dir: Path, outcome: str, message: str) -> float:
         print(f"ftcore: {outcome}: {message}", file=sys.stderr)
     words = Path(os.environ[WORDS])
     words.mkdir(parents=True, exist_ok=True)
-    word = {"run": run_dir.name, "outcome": outcome, "message": message}
+    word = {"run": str(run_dir), "outcome": outcome, "message": message}
     (words / f"{uuid.uuid4().hex}.json").write_text(json.dumps(word), encoding="utf-8")
     return math.nan
 
 
 def _report(folder: Path) -> None:
-    words = [json.loads(f.read_text(encoding="utf-8")) for f in folder.glob("*.json")]
-    if not words:
+    read = [json.loads(f.read_text(encoding="utf-8")) for f in folder.glob("*.json")]
+    if not read:
         return
+    # A launcher's tasks that are ranks of one run leave a word each; one that failed speaks for the run.
+    words = list({w["run"]: w for w in sorted(read, key=lambda w: w["outcome"] == "failed")}.values())
     counts = {o: sum(w["outcome"] == o for w in words) for o in ("finished", "failed", "running elsewhere")}
     print(f"\n{len(words)} jobs: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
     for word in sorted(words, key=lambda w: str(w["run"])):
         if word["outcome"] != "finished":
-            print(f"  {word['outcome']}: {word['run']}: {word['message']}")
+            print(f"  {word['outcome']}: {Path(word['run']).name}: {word['message']}")
     if counts["failed"]:
         raise SweepFailed(
             f"{counts['failed']} of {len(words)} jobs failed;"

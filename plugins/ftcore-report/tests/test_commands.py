@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from ftcore import UserError
+from ftcore.lease import lease
 from ftcore_report import commands
 
 ROWS = [{"text": f"row {i} " + "ab" * (i % 7), "label": "yes" if i % 3 else "no"} for i in range(32)]
@@ -87,7 +87,7 @@ def test_mistakes_are_one_line(sweep: Path, tmp_path: Path) -> None:
 def test_status_says_done_running_failed_and_time_left(
     tmp_path: Path, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A finished run, one that writes now, half done, one that went quiet, and one with an error."""
+    """A finished run, one whose lease is held, half done, one that is gone, and one with an error."""
     make_run("done")
     going = make_run("going", seed=1, finished=False)
     state = going / "checkpoints/step-10/state.json"
@@ -96,12 +96,10 @@ def test_status_says_done_running_failed_and_time_left(
     (going / "metrics.jsonl").write_text(json.dumps({"step": 12, "epoch": 1.0, "loss": 0.1}) + "\n")
     quiet = make_run("quiet", seed=2, finished=False)
     (quiet / "checkpoints/step-6").mkdir(parents=True)
-    hours_ago = time.time() - 7200
-    for file in quiet.iterdir():
-        os.utime(file, (hours_ago, hours_ago))
-    failed = make_run("failed", seed=3)
-    (failed / "result.json").write_text(json.dumps({"status": "failed", "error": "out of memory"}))
-    assert commands.status([str(tmp_path / "runs")]) == 0
+    failed = make_run("failed", seed=3, finished=False)
+    (failed / "failed.json").write_text(json.dumps({"error": "out of memory"}))
+    with lease(going):
+        assert commands.status([str(tmp_path / "runs")]) == 0
     lines = capsys.readouterr().out.splitlines()
     said = {
         name: next(line for line in lines if f" {name} " in line) for name in ("going", "quiet", "failed")

@@ -160,7 +160,7 @@ def _note_missing(part: Part, arm: Arm) -> None:
     """Name what an arm's figures are without."""
     for what, runs in (
         ("failed or stopped without a result", arm.failed),
-        ("running, or stopped in the last two minutes", arm.running),
+        ("running", arm.running),
         (f"without {part.metric}", arm.lacking),
     ):
         if runs:
@@ -169,8 +169,7 @@ def _note_missing(part: Part, arm: Arm) -> None:
 
 
 def _why(run: Run) -> str:
-    error = run.result.get("error")
-    return f"{run.path} ({error})" if error else str(run.path)
+    return f"{run.path} ({run.error})" if run.error else str(run.path)
 
 
 def _differences(part: Part, baseline: Arm, lines: dict[str, Line]) -> None:

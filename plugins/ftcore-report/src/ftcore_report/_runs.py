@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from ftcore.config import UNESSENTIAL
 from ftcore.errors import UserError
+from ftcore.lease import touched
 from ftcore_report._rows import row_scores
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ __all__ = ["Problem", "Run", "find_runs", "read_records", "read_table"]
 MARKS = ("config.yaml", "run.json", "result.json", "metrics.jsonl")
 BELOW = {"model", "checkpoints", "predictions", "wandb"}  # of a run: nothing to look for in there
 NOT_THE_RECIPE = {"seed", "name", "force", "offline", *(f"train.{key}" for key in UNESSENTIAL)}
-ALIVE_SECONDS = 120.0
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -49,9 +48,10 @@ class Run:
 
     Attributes:
         config: dotted key to value, what makes the recipe (no seed); `plugin` is the chosen names.
-        state: `finished`, `running`, `failed` (said so, or left without a result).
+        state: `finished`, `running`, `failed` (by `failed.json`, or left without a result).
         result: of `result.json`; empty where there is none.
         about: of `run.json`; empty where there is none.
+        error: of `failed.json`; empty where there is none.
     """
 
     path: Path
@@ -61,6 +61,7 @@ class Run:
     state: str
     result: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
     _scores: dict[str, NDArray[np.float64] | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -129,7 +130,8 @@ def _read(path: Path) -> Run:
     about = _json(path / "run.json")
     if not isinstance(about.get("data", {}), dict) or not isinstance(about.get("plugins", []), list):
         raise ValueError("run.json is no description by ftcore")
-    state = {"finished": "finished", "": "running" if _is_alive(path) else "failed"}
+    failed = _json(path / "failed.json")
+    state = {"finished": "finished", "": "running" if touched(path) is not None else "failed"}
     return Run(
         path=path,
         config=_recipe(plain),
@@ -138,6 +140,7 @@ def _read(path: Path) -> Run:
         state=state.get(str(result.get("status", "")), "failed"),
         result=result,
         about=about,
+        error=str(failed.get("error", "")),
     )
 
 
@@ -184,20 +187,6 @@ def _recipe(plain: Mapping[str, Any]) -> dict[str, Any]:
     add("", {key: value for key, value in plain.items() if key != "plugin"})
     add("plugin", plugins)
     return flat
-
-
-def _is_alive(path: Path) -> bool:
-    """Whether a run without a result is going on: its lock is held here, or it wrote a moment ago."""
-    lock = path / ".lock"
-    try:
-        inode = lock.stat()
-        held = f" {os.major(inode.st_dev):02x}:{os.minor(inode.st_dev):02x}:{inode.st_ino} "
-        if held in Path("/proc/locks").read_text():
-            return True
-    except OSError:
-        pass  # no lock, or no Linux: the times decide
-    times = [f.stat().st_mtime for f in (path / m for m in MARKS) if f.is_file()]
-    return time.time() - max(times, default=0.0) < ALIVE_SECONDS
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

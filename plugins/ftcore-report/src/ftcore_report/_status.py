@@ -84,8 +84,8 @@ def _pace(path: Path, step: int) -> float | None:
 def _why(run: Run) -> str:
     if run.state != "failed":
         return ""
-    if run.result.get("error"):
-        return str(run.result["error"])
+    if run.error:
+        return run.error
     resumable = any((run.path / "checkpoints").glob("step-*"))
     return "stopped without a result" + ("; has a checkpoint to resume from" if resumable else "")
 
