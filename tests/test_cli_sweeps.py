@@ -53,6 +53,8 @@ def test_a_crash_inside_a_job_is_one_failed_job(tmp_path: Path) -> None:
     assert "2 jobs: 1 finished, 1 failed" in ended.stdout
     assert "RuntimeError: it broke" in ended.stdout
     assert "Traceback" in ended.stderr
+    (failed,) = (tmp_path / "sweep").glob("*/failed.json")
+    assert json.loads(failed.read_text()) == {"error": "it broke"}
 
 
 def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
