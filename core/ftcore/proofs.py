@@ -384,9 +384,13 @@ def _same(name: str, compared: str, one: Path, other: Path, *, shared: bool = Fa
     return Proof(name=name, compared=compared, difference=apart, reason=reason)
 
 
+MACHINES = ("tokens_per_second", "memory_mb")
+"""What a record says of the machine, which is another at each run."""
+
+
 def _records(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in MACHINES} for line in lines]
 
 
 def _saved(folder: Path) -> dict[str, Tensor]:
