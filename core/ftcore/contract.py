@@ -114,7 +114,8 @@ class Shard:
         value: 1-D fp32; write into it to change the weights.
         grad: 1-D fp32, summed over ranks and normalised, before clipping; None where there is none.
         pretrained: 1-D fp32, the value as it was loaded, before any `setup_model`; kept only where a
-            plugin says `@plugin(needs=("pretrained",))`, and None for parameters that were added.
+            plugin says `@plugin(needs=("pretrained",))`, and None for what the checkpoint did not have
+            (a new head, parameters that were added).
     """
 
     name: str

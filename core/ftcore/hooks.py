@@ -218,10 +218,11 @@ class Hooks:
     def load_model(self, tokenizer: Any, labels: Sequence[str]) -> tuple[torch.nn.Module, dict[str, Tensor]]:
         """The model as plugins made it, and flat copies of what was loaded where a plugin needs them."""
         model = self.hook.load_model(cfg=self.cfg, tokenizer=tokenizer, labels=labels)
+        new: frozenset[str] = getattr(model, "ftcore_new", frozenset())
         pretrained = {}
         if any("pretrained" in p.meta.needs for p in self.plugins):
-            pretrained = {n: p.detach().clone().view(-1) for n, p in model.named_parameters()}
-        new: frozenset[str] = getattr(model, "ftcore_new", frozenset())
+            old = ((n, p) for n, p in model.named_parameters() if n not in new)
+            pretrained = {n: p.detach().clone().view(-1) for n, p in old}
         return self._chain("setup_model", model, cfg=self.cfg, new=new), pretrained
 
     def load_exported(self, tokenizer: Any, labels: Sequence[str]) -> torch.nn.Module:
