@@ -133,6 +133,27 @@ def test_streams_and_other_files_are_read_like_json_lines(opened: Open, write: W
     assert texts[0] == texts[1] == texts[2] == texts[3]
 
 
+def test_stream_is_written_once_and_limited_to_its_first_rows(
+    opened: Open, write: Write, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """No more of a stream is read than is asked for; later processes read what the first wrote."""
+    from ftcore.prepare import cache_root
+
+    def written() -> dict[Path, int]:
+        return {f: f.stat().st_mtime_ns for f in (cache_root() / "instruct").rglob("train*")}
+
+    monkeypatch.setenv("FTCORE_CACHE", str(tmp_path / "own"))
+    path = write("t.jsonl", rows(9, "t"))
+    stream = {"data.train": path, "data.streaming": True}
+    assert len(opened({**stream, "data.limit.train": 4})[1].splits["train"]) == 4
+    assert kept(opened({**stream, "data.limit.train": 4})[0]) == {"t": [0, 1, 2, 3]}
+    assert len(opened(stream)[1].splits["train"]) == 9
+    before = written()
+    assert len(before) == 2
+    opened(stream)
+    assert written() == before
+
+
 def test_encoder_decoder_rows(opened: Open, folder: Path) -> None:
     """T5's rows: the prompt for the encoder, the answer with its end as labels, all usable."""
     t5 = {"model.path": "ftcore:tiny_t5", "task.name": "seq2seq"}

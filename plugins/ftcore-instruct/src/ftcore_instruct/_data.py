@@ -169,10 +169,14 @@ def _local_or_loaded(cfg: Config, split: str) -> dict[str, Reader]:
 
 
 def _loaded(cfg: Config) -> dict[str, dict[str, Reader]]:
-    """The splits as core loads them; a stream is written to disk once, by what identifies it."""
-    plain = dataclasses.replace(
-        cfg, data=dataclasses.replace(cfg.data, split=None, limit=type(cfg.data.limit)())
-    )
+    """The splits as core loads them; a stream is written to disk once, by what identifies it.
+
+    `data.limit` takes the first rows of a stream, as core does; of other data, `_limit` draws them.
+    """
+    plain = cfg
+    if not cfg.data.streaming:
+        limit = type(cfg.data.limit)()
+        plain = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, split=None, limit=limit))
     splits = data.load(plain)
     name = Path(str(getattr(cfg.data, "train", None) or getattr(cfg.data, "path", ""))).stem
     if not cfg.data.streaming:

@@ -60,7 +60,7 @@ def show(table: Sequence[Mapping[str, Any]], overlap: Mapping[str, Any], run_dir
         print(f"and {len(table) - SHOWN} more sources (mixture.json)")
     shares = [sum(r[form] for r in table) / max(1, sum(r["formatted"] for r in table)) for form in FORM]
     print(
-        "of the rows {:.0%} have exemplars, {:.0%} list options, {:.0%} reason first, {:.0%} are turned"
+        "of the rows {:.1%} have exemplars, {:.1%} list options, {:.1%} reason first, {:.1%} are turned"
         " around".format(*shares)
     )
     if overlap.get("rows"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -213,12 +214,16 @@ def open_split(split: Literal["train", "validation", "test"], cfg: Config) -> di
 
 
 def spool(dataset: Any, directory: Path, name: str) -> JsonLines:
-    """A stream written to disk as JSON lines, so that it can be read in any order like a file."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """A stream written to disk as JSON lines, so that it can be read in any order like a file.
+
+    What is there is read: `directory` is named after what identifies the stream.
+    """
     path = directory / f"{name}.jsonl"
-    scratch = path.with_suffix(".part")
-    with scratch.open("w", encoding="utf-8") as file:
-        for row in dataset:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    scratch.replace(path)
+    if not path.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        scratch = directory / f"{name}.{os.getpid()}.part"  # other processes may write theirs
+        with scratch.open("w", encoding="utf-8") as file:
+            for row in dataset:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        scratch.replace(path)
     return JsonLines(path)
