@@ -184,6 +184,37 @@ def test_plan_shows_the_order_and_the_batch(env: dict[str, str], tmp_path: Path)
     text = run(["plan", *line], tmp_path, env).stdout
     assert re.search(r"compute_loss +\[penalty\] > core", text)
     assert text.index("counter 1.2") < text.index("penalty 1.2")
+    assert "weight = 0.5  (command line)" in text
+    assert plan["directory"].startswith(str(tmp_path / "runs" / "default"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plan_of_a_sweep_says_what_is_left(tmp_path: Path) -> None:
+    """Jobs by state with the time left; the same directories as the sweep itself; nothing is trained."""
+    line = [*make_data(tmp_path, "classify"), "train.steps=2", "seed=0,1", "name=two"]
+    before, _, after = (
+        run(arguments, tmp_path)
+        for arguments in (
+            ["plan", "-m", *line],
+            ["-m", *line[:-2], "seed=0", "name=two"],
+            ["plan", "-m", "--json", *line],
+        )
+    )
+    assert "2 jobs: 2 to do\ntime left: not known" in before.stdout, before.stderr
+    report = json.loads(after.stdout)
+    assert [job["state"] for job in report["jobs"]] == ["finished", "to do"]
+    assert report["left"] == 1
+    assert report["seconds_each"] > 0
+    assert [Path(job["directory"]).exists() for job in report["jobs"]] == [True, False]
+
+
+def test_plan_measures(tmp_path: Path) -> None:
+    """Rows, tokens, steps and seconds; the directory stays as it was."""
+    data = make_data(tmp_path, "classify")
+    made = run(["plan", "--measure", "--json", *data, "train.epochs=3"], tmp_path)
+    plan = json.loads(made.stdout)
+    assert plan["steps"] == 3 * plan["steps_per_epoch"], made.stderr
+    assert plan["seconds"] > plan["steps"] * plan["seconds_per_step"] > 0
     assert not (tmp_path / "runs").exists()
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from ftcore.hints import HINTS
 from ftcore.plugins import check_options, conf_dirs, file_plugins, installed, load
 from ftcore.shortforms import expand
 
-__all__ = ["CONF", "compose", "explain", "run_hydra", "slug"]
+__all__ = ["CONF", "compose", "compose_sweep", "compose_with_directory", "explain", "run_hydra", "slug"]
 
 HERE = Path(__file__).resolve().parent
 CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
@@ -167,7 +167,41 @@ def _check_options(arguments: Sequence[str]) -> None:
 
 
 def compose(overrides: Sequence[str]) -> config.Config:
-    """The `Config` of a command line, without running anything (`ftcore plan`, tests)."""
+    """The `Config` of a command line, without running anything (`ftcore check`, tests)."""
+    return compose_with_directory(overrides)[0]
+
+
+def compose_with_directory(overrides: Sequence[str]) -> tuple[config.Config, Path]:
+    """The `Config` of a command line, and the directory that it would run in."""
+    with _hydra() as hydra:
+        cfg = hydra.compose("config", overrides=_expand(overrides), return_hydra_config=True)
+        return _entered(cfg), Path(cfg.hydra.run.dir).absolute()
+
+
+def compose_sweep(overrides: Sequence[str]) -> list[tuple[config.Config, Path, list[str]]]:
+    """Each job of a multirun with Hydra's basic sweeper: its `Config`, directory and overrides."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    jobs = []
+    with _hydra() as hydra:
+        given = _expand([*overrides, "-m"])[:-1]
+        parser = OverridesParser.create()
+        fixed = [o.input_line for o in parser.parse_overrides(given) if not o.is_sweep_override()]
+        base = hydra.compose("config", overrides=fixed, return_hydra_config=True)
+        params = (base.hydra.sweeper.get("params") or {}).items()
+        parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params), *given])
+        for batch in BasicSweeper.split_arguments(parsed, None):
+            for job in batch:
+                cfg = hydra.compose("config", overrides=job, return_hydra_config=True)
+                directory = Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir).absolute()
+                jobs.append((_entered(cfg), directory, job))
+    return jobs
+
+
+@contextlib.contextmanager
+def _hydra() -> Iterator[Any]:
+    """The `hydra` module, initialised on our config directory."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -175,11 +209,15 @@ def compose(overrides: Sequence[str]) -> config.Config:
     GlobalHydra.instance().clear()
     version = {"version_base": "1.3"} if _wants_version_base() else {}
     with hydra.initialize_config_dir(config_dir=str(CONF), **version):
-        cfg = hydra.compose("config", overrides=_expand(overrides), return_hydra_config=True)
-        from hydra.core.hydra_config import HydraConfig
+        yield hydra
 
-        HydraConfig.instance().set_config(cfg)
-        return _convert(cfg)
+
+def _entered(cfg: Any) -> config.Config:
+    """The `Config` of what Hydra composed, which becomes the current one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    HydraConfig.instance().set_config(cfg)
+    return _convert(cfg)
 
 
 def _wants_version_base() -> bool:

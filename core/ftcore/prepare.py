@@ -133,8 +133,7 @@ def prepare(
         UserError: whatever the audit can't accept, with rows and the cure; a cache that can't be written.
     """
     cfg = hooks.cfg
-    by_core = hooks.implemented("load_data") == ["core"]
-    if raw is None and not (by_core and isinstance(cfg.data, FilesData)):
+    if raw is None and not _are_files(hooks):
         raw = hooks.load_data()
     source = data.fingerprint(cfg, raw)
     key = _key(hooks, tokenizer, source, labels)
@@ -148,18 +147,36 @@ def prepare(
                         "a file of the data changed while it was read; run again when it is complete"
                     )
                 scratch.rename(directory)
-    meta = json.loads((directory / "meta.json").read_text())
-    prepared = Prepared(
-        splits={split: Rows(directory / split) for split in meta["audits"]},
-        labels=meta["labels"],
-        audits={split: Audit(**audit) for split, audit in meta["audits"].items()},
-        fingerprint=key,
-        source=source,
-        from_files=raw is None,
-    )
+    prepared = _open(directory, source, raw is None)
     for split, audit in prepared.audits.items():
         _judge(audit, split, cfg)
     return prepared
+
+
+def cached(hooks: Hooks, tokenizer: Any) -> Prepared | None:
+    """What `prepare` would return, where it is in the cache already and comes from files; else None."""
+    if not _are_files(hooks):
+        return None
+    source = data.fingerprint(hooks.cfg, None)
+    directory = cache_root() / "data" / _key(hooks, tokenizer, source, None)
+    return _open(directory, source, True) if (directory / "meta.json").is_file() else None
+
+
+def _are_files(hooks: Hooks) -> bool:
+    """Whether core reads files: their bytes identify the data, without reading rows."""
+    return hooks.implemented("load_data") == ["core"] and isinstance(hooks.cfg.data, FilesData)
+
+
+def _open(directory: Path, source: str, from_files: bool) -> Prepared:
+    meta = json.loads((directory / "meta.json").read_text())
+    return Prepared(
+        splits={split: Rows(directory / split) for split in meta["audits"]},
+        labels=meta["labels"],
+        audits={split: Audit(**audit) for split, audit in meta["audits"].items()},
+        fingerprint=directory.name,
+        source=source,
+        from_files=from_files,
+    )
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from ftcore import checkpoint, config
 from ftcore.config import Config
 from ftcore.errors import Interrupted, TrainingError, UserError
 from ftcore.launch import launch
-from ftcore.lease import lease
+from ftcore.lease import lease, touched
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag, stop_flag
 from ftcore.strategies import local_ranks, rank_environment, whole_shape
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ftcore.job import Job
     from ftcore.plugins import Enabled
 
-__all__ = ["read_config", "run", "train_here"]
+__all__ = ["disk_bytes", "read_config", "run", "state", "train_here"]
 
 OWN = (
     *("config.yaml", "run.json", "metrics.jsonl", "result.json", "failed.json"),
@@ -237,11 +237,15 @@ def _plugin_line(plugin: Enabled) -> str:
     return line if len(line) <= 150 else line[:147] + "..."
 
 
-def _disk_line(cfg: Config, parameters: int, run_dir: Path) -> str:
-    """What the run takes on the disk: fp32 weights, and twice as much for AdamW's state in a checkpoint."""
-    weights = 4 * parameters / 1e6
+def disk_bytes(cfg: Config, parameters: int) -> tuple[int, int]:
+    """What the run takes on the disk at most, and after: fp32 weights, and AdamW's two moments."""
+    weights = 4 * parameters
     most = weights * (3 * (cfg.train.keep_last + 1) + 3)  # one being written, the best twice, the export
-    after = weights * (4 if cfg.train.keep == "resume" else 1)
+    return most, weights * (4 if cfg.train.keep == "resume" else 1)
+
+
+def _disk_line(cfg: Config, parameters: int, run_dir: Path) -> str:
+    most, after = (size / 1e6 for size in disk_bytes(cfg, parameters))
     free = shutil.disk_usage(run_dir).free / 1e6
     line = f"up to {most:,.0f} MB while it trains, {after:,.0f} MB after"
     return line if free > most else f"{line}: more than the {free:,.0f} MB that are free"
@@ -309,6 +313,21 @@ def _check_sources(cfg: Config, run_dir: Path) -> None:
                 f"{run_dir} holds a run with another source of plugin '{one.name}', which has changed since;"
                 " set another name=, or force=true to replace it"
             )
+
+
+def state(cfg: Config, run_dir: Path) -> str:
+    """Of a job of a sweep: `finished`, `running`, `failed`, `begun`, or `to do`.
+
+    Raises:
+        UserError: it holds what another config, data or plugin source made, and says which.
+    """
+    if _finished(cfg, run_dir) is not None:
+        return "finished"
+    if touched(run_dir) is not None:
+        return "running"
+    if (run_dir / "failed.json").is_file():
+        return "failed"
+    return "begun" if _has_begun(run_dir) else "to do"
 
 
 def _has_begun(run_dir: Path) -> bool:
