@@ -57,6 +57,9 @@ def test_modules_that_are_not_there_are_refused(bert: Any) -> None:
         LoRA(include=["nothing"]).setup_model(bert, CFG, NEW)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing:FutureWarning"
+)  # what peft asks of transformers
 def test_an_adapter_on_its_base_is_the_merged_model(bert: Any, tmp_path: Path) -> None:
     """A run by the command line; its checkpoints hold no frozen weight."""
     from ftcore.tiny import tokenizer
