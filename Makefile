@@ -46,6 +46,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/contrastive.py --memory
 	$(BIN)/python benchmarks/zero.py
 	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/near_duplicates.py
 	$(BIN)/python benchmarks/instruct.py
 	$(BIN)/python benchmarks/instruct.py --model t5

@@ -7,6 +7,7 @@ or another machine as well.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -62,6 +63,8 @@ def job(run_dir: Path, run: Callable[[], float]) -> float:
     except Exception as error:
         traceback.print_exc()
         return _note(run_dir, "failed", f"{type(error).__name__}: {error}")
+    finally:
+        gc.collect()  # models are in cycles of few objects, which the collector would leave for many jobs
     _note(run_dir, "finished", "")
     return value
 
