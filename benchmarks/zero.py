@@ -81,9 +81,8 @@ def measure_memory(folder: Path, rank: int, ranks: int) -> None:
     from ftcore.loop import run_step
     from ftcore_deepspeed import _memory
 
-    parameters = sum(
-        p.numel() for p in _outline(folder).parameters()
-    )  # before ZeRO-3 splits all that is made
+    # Before ZeRO-3 splits all that is made.
+    parameters = [(p.numel(), p.requires_grad) for p in _outline(folder).parameters()]
     for mixout in (False, True):
         for stage in range(4):
             before = tensors()
