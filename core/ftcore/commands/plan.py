@@ -82,7 +82,8 @@ def _report(
                 "version": p.version,
                 "options": p.options,
                 "from": {
-                    key: _origin(p.name, key, p.options[key], type(p.instance), overrides)
+                    key: _origin(node, key, p.options[key], type(p.instance), overrides)
+                    for node in ["trainer" if p.name == cfg.trainer_plugin else f"plugin.{p.name}"]
                     for key in p.options
                 },
                 "summary": p.summary,
@@ -110,14 +111,14 @@ def _report(
     }
 
 
-def _origin(plugin: str, key: str, value: Any, cls: type[Any], overrides: Sequence[str]) -> str:
+def _origin(node: str, key: str, value: Any, cls: type[Any], overrides: Sequence[str]) -> str:
     """Where an option's value comes from: the command line, a chosen file, or the plugin's default."""
     from ftcore.plugins import check_options
 
     given = [o.lstrip("+").partition("=")[0] for o in overrides]
-    if any(o == f"plugin.{plugin}.{key}" or o == f"trainer.{key}" for o in given):
+    if f"{node}.{key}" in given:
         return "command line"
-    return "default" if check_options(cls, plugin, {})[key] == value else "a chosen config file"
+    return "default" if check_options(cls, node, {})[key] == value else "a chosen config file"
 
 
 def _describe(
