@@ -261,3 +261,27 @@ def test_a_directory_in_use_is_an_error(tmp_path: Path) -> None:
         first.send_signal(signal.SIGTERM)
         output = first.communicate(timeout=60)[0]
     assert first.returncode == 75, output
+
+
+def test_a_plugin_ends_a_run(tmp_path: Path) -> None:
+    """`should_stop`: both ranks end, the reason is kept, nothing is tested or exported, and it stays so."""
+    example = Path(__file__).resolve().parents[1] / "docs" / "examples" / "should_stop.py"
+    short = ["train.steps=12", "train.eval_every=3", "train.batch_size=8", "name=pruned"]
+    given = ["--plugin-file", str(example), "+plugin=give_up", "plugin.give_up.floor=2"]
+    line = [*given, "plugin.give_up.after=3", *make_data(tmp_path, "classify"), *short, "trainer=ddp"]
+    ended = run([*line, "trainer.devices=2"], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "pruned at step 6: accuracy" in ended.stdout
+    assert "next: ftcore predict" not in ended.stdout
+    run_dir = (tmp_path / "runs" / "latest").resolve()
+    found = result(run_dir)
+    assert (found["status"], found["steps"], len(evaluations(run_dir))) == ("pruned", 6, 2)
+    assert re.fullmatch(r"accuracy 0\.\d+ is below 2\.0 after step 3", found["reason"])
+    assert found["metric"]["name"] == "eval/accuracy"
+    assert not [key for key in found["metrics"] if key.startswith("test/")]
+    assert not (run_dir / "model").exists()
+    assert not (run_dir / "checkpoints").exists()
+    written = (run_dir / "result.json").stat().st_mtime_ns
+    again = run([*line, "trainer.devices=2"], tmp_path)
+    assert "already pruned (eval/accuracy" in again.stdout
+    assert (run_dir / "result.json").stat().st_mtime_ns == written

@@ -21,7 +21,16 @@ from ftcore.hints import HINTS
 from ftcore.plugins import check_options, conf_dirs, file_plugins, installed, load
 from ftcore.shortforms import expand
 
-__all__ = ["CONF", "compose", "compose_sweep", "compose_with_directory", "explain", "run_hydra", "slug"]
+__all__ = [
+    "CONF",
+    "compose",
+    "compose_sweep",
+    "compose_with_directory",
+    "explain",
+    "run_hydra",
+    "selected",
+    "slug",
+]
 
 HERE = Path(__file__).resolve().parent
 CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
@@ -260,15 +269,20 @@ def _selected() -> list[str]:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     cfg = HydraConfig.get()
     path = ConfigSearchPathImpl()
     for source in cfg.runtime.config_sources:
         path.append(source.provider, f"{source.schema}://{source.path}")
-    loader = ConfigLoaderImpl(config_search_path=path)
+    return selected(ConfigLoaderImpl(config_search_path=path), "config", list(cfg.overrides.task))
+
+
+def selected(loader: Any, config_name: str, overrides: Sequence[str]) -> list[str]:
+    """Names of the plugins that `overrides` choose, in the order of choice, by a config loader of Hydra's."""
+    from hydra.types import RunMode
+
     chosen = loader.compute_defaults_list(
-        config_name="config", overrides=list(cfg.overrides.task), run_mode=RunMode.RUN
+        config_name=config_name, overrides=list(overrides), run_mode=RunMode.RUN
     )
     paths = [d.config_path or "" for d in chosen.defaults]
     return list(dict.fromkeys(p.removeprefix("plugin/") for p in paths if p.startswith("plugin/")))

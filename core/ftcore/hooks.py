@@ -304,6 +304,10 @@ class Hooks:
 
     # Evaluation and the end.
 
+    def should_stop(self, record: Mapping[str, Any], metric: str) -> str:
+        """The plugins' reasons, one after another; empty where none has any."""
+        return "; ".join(reversed(self.hook.should_stop(record=record, metric=metric)))
+
     def eval_weights(self, shards: Sequence[Shard]) -> Mapping[str, Tensor] | None:
         answer: Mapping[str, Tensor] | None = self.hook.eval_weights(shards=shards)
         return answer

@@ -190,6 +190,17 @@ def on_log(record: dict[str, Any]) -> None:
     """Before a record is written to metrics.jsonl; figures may be added to it. Notify, on rank 0 only."""
 
 
+@hookspec
+def should_stop(record: Mapping[str, Any], metric: str) -> str | None:
+    """After an evaluation that is not the last: why the run should end here, or None to go on.
+
+    All; one reason is enough. On rank 0 only; all ranks follow it. `record` has `step` and the metrics of
+    this evaluation (`eval/accuracy`); `metric` is the one that picks the best weights, `-` before it where
+    smaller is better (`accuracy`, `-nll`). The run ends as pruned: `result.json` gives the reason and the
+    best metrics so far, the test data are not looked at, no model is exported, and the run is not made again.
+    """
+
+
 @hookspec(firstresult=True)
 def eval_weights(shards: Sequence[Shard]) -> Mapping[str, Tensor] | None:
     """Return other values (1-D, by shard name) to evaluate and export with. First result."""

@@ -55,6 +55,7 @@ class Job:
     saved: int = 0  # the step of the newest checkpoint
     step_seconds: float = 0.0  # spent in steps by this process
     steps: int = 0  # made by this process
+    pruned: str = ""  # why a plugin ended the run before its end
 
     @property
     def metric(self) -> str:

@@ -57,11 +57,13 @@ def train(job: Job) -> None:
         at_end = progress.step == total
         if progress.step and (at_end or progress.step % eval_every == 0):
             with clock.paused():
-                if _evaluate(job):
+                if _evaluate(job, at_end):
                     _stop(job, clock)
         if cfg.train.early_stop and progress.evaluations_since_best >= cfg.train.early_stop:
             job.screen.line(f"early stop: nothing better since {progress.best_weights}")
             at_end = True
+        if job.pruned:
+            return
         if progress.step and (at_end or progress.step % save_every == 0):
             with clock.paused():
                 _save(job, clock)
@@ -245,8 +247,10 @@ def _not_finite(job: Job, terms: dict[str, Tensor | None], batches: list[Batch])
     )
 
 
-def _evaluate(job: Job) -> bool:
+def _evaluate(job: Job, at_end: bool) -> bool:
     """Evaluate on validation data unless this step's evaluation is done; keep the best weights.
+
+    Asks plugins whether to go on where it is not the end, and notes their reason in `job.pruned`.
 
     True where the run was asked to stop meanwhile; the resumed run evaluates again.
     """
@@ -272,6 +276,10 @@ def _evaluate(job: Job) -> bool:
         job.hooks.on_log(line)
         append_metrics(job.run_dir, line)
     job.screen.evaluation(progress.step, metrics, is_best)
+    if not at_end and job.hooks.implemented("should_stop"):
+        record = {"step": progress.step, **metrics}
+        reason = job.hooks.should_stop(record, job.metric) if job.strategy.rank == 0 else ""
+        job.pruned = job.strategy.gather(reason)[0]
     return False
 
 

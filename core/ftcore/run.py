@@ -61,7 +61,7 @@ def _run_leased(cfg: Config, run_dir: Path, world_size: int) -> float:
     if (finished := _finished(cfg, run_dir)) is not None:
         screen, name = Screen(shown=True), finished["metric"]["name"]
         figure = f" ({name} {_metric(finished):.4g})" if name else ""
-        screen.line(f"already finished{figure}; force=true runs it again: {run_dir}")
+        screen.line(f"already {finished['status']}{figure}; force=true runs it again: {run_dir}")
         if not is_in_sweep():  # of many, a line each is enough
             screen.result(finished, str(run_dir))
         return _metric(finished)
@@ -136,9 +136,11 @@ def train_here(cfg: Config, run_dir: Path, stop: StopFlag, extra: Sequence[Enabl
 def _finish(job: Job) -> dict[str, Any]:
     """Go back to the best weights, test, export, write `result.json`, drop the checkpoints."""
     from ftcore.evaluation import averaged
-    from ftcore.results import plugin_cost, write_json
+    from ftcore.results import write_json
 
     progress, cfg = job.progress, job.cfg
+    if job.pruned:
+        return _end_pruned(job)
     best = job.checkpoints / progress.best_weights
     if progress.best_weights:  # they were saved as they were evaluated
         if job.hooks.implemented("eval_weights") or best.name != f"best-{progress.step}":
@@ -149,10 +151,34 @@ def _finish(job: Job) -> dict[str, Any]:
             shutil.copyfile(kept, job.run_dir / "predictions" / kept.name)
     with contextlib.nullcontext() if progress.best_weights else averaged(job):
         metrics = _test_and_export(job)
-    name = job.metric.lstrip("-")
+    result = _result(job, metrics, "finished")
+    if job.strategy.rank == 0:
+        write_json(job.run_dir / "result.json", result)
+        if cfg.train.keep == "result":
+            shutil.rmtree(job.checkpoints, ignore_errors=True)
+    return result
+
+
+def _end_pruned(job: Job) -> dict[str, Any]:
+    """Write `result.json` of a run that a plugin ended: its best evaluation, no test, no model."""
+    from ftcore.results import write_json
+
+    job.screen.line(f"pruned at step {job.progress.step}: {job.pruned}")
+    result = _result(job, job.progress.best, "pruned") | {"reason": job.pruned}
+    if job.strategy.rank == 0:
+        write_json(job.run_dir / "result.json", result)
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+    return result
+
+
+def _result(job: Job, metrics: dict[str, float], status: str) -> dict[str, Any]:
+    """What `result.json` holds."""
+    from ftcore.results import plugin_cost
+
+    progress, name = job.progress, job.metric.lstrip("-")
     key = next((k for k in (f"eval/{name}", f"test/{name}") if k in metrics), "")
-    result = {
-        "status": "finished",
+    return {
+        "status": status,
         "metric": {"name": key, "value": metrics.get(key)},
         "metrics": metrics,
         "steps": progress.step,
@@ -163,13 +189,8 @@ def _finish(job: Job) -> dict[str, Any]:
         "plugins": {p.name: p.version for p in job.hooks.plugins},
         "order": [p.name for p in job.hooks.plugins],
         "plugin_cost": plugin_cost(job),
-        "seed": cfg.seed,
+        "seed": job.cfg.seed,
     }
-    if job.strategy.rank == 0:
-        write_json(job.run_dir / "result.json", result)
-        if cfg.train.keep == "result":
-            shutil.rmtree(job.checkpoints, ignore_errors=True)
-    return result
 
 
 def _test_and_export(job: Job) -> dict[str, float]:
@@ -316,7 +337,7 @@ def _check_sources(cfg: Config, run_dir: Path) -> None:
 
 
 def state(cfg: Config, run_dir: Path) -> str:
-    """Of a job of a sweep: `finished`, `running`, `failed`, `begun`, or `to do`.
+    """Of a job of a sweep: `finished` (or ended by a plugin), `running`, `failed`, `begun`, or `to do`.
 
     Raises:
         UserError: it holds what another config, data or plugin source made, and says which.

@@ -157,7 +157,10 @@ class Screen:
         if costs:
             self.line(f"in the hooks of plugins (backward passes not counted): {', '.join(costs)}")
         run = shlex.quote(_short(run_dir))
-        self.line(f"next: ftcore predict {run} FILE   ftcore evaluate {run}   ftcore export {run} --to DIR")
+        if result["status"] == "finished":
+            self.line(
+                f"next: ftcore predict {run} FILE   ftcore evaluate {run}   ftcore export {run} --to DIR"
+            )
 
 
 def _short(path: str) -> str:

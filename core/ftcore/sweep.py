@@ -65,8 +65,13 @@ def job(run_dir: Path, run: Callable[[], float]) -> float:
         return _note(run_dir, "failed", f"{type(error).__name__}: {error}")
     finally:
         gc.collect()  # models are in cycles of few objects, which the collector would leave for many jobs
-    _note(run_dir, "finished", "")
+    _note(run_dir, "pruned" if _is_pruned(run_dir) else "finished", "")
     return value
+
+
+def _is_pruned(run_dir: Path) -> bool:
+    result = run_dir / "result.json"  # not there yet for a rank that is done before the first one
+    return result.is_file() and json.loads(result.read_text(encoding="utf-8"))["status"] == "pruned"
 
 
 def _note(run_dir: Path, outcome: str, message: str) -> float:
@@ -85,10 +90,11 @@ def _report(folder: Path) -> None:
         return
     # A launcher's tasks that are ranks of one run leave a word each; one that failed speaks for the run.
     words = list({w["run"]: w for w in sorted(read, key=lambda w: w["outcome"] == "failed")}.values())
-    counts = {o: sum(w["outcome"] == o for w in words) for o in ("finished", "failed", "running elsewhere")}
+    outcomes = ("finished", "pruned", "failed", "running elsewhere")
+    counts = {o: sum(w["outcome"] == o for w in words) for o in outcomes}
     print(f"\n{len(words)} jobs: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
     for word in sorted(words, key=lambda w: str(w["run"])):
-        if word["outcome"] != "finished":
+        if word["message"]:
             print(f"  {word['outcome']}: {Path(word['run']).name}: {word['message']}")
     if counts["failed"]:
         raise SweepFailed(

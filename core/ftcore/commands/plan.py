@@ -172,7 +172,7 @@ def _work(cfg: Config, hooks: Hooks, prepared: Prepared | None, measure: bool) -
         evaluated = evaluations * found["rows"].get("validation", 0) + found["rows"].get("test", 0)
         # A forward pass is about a third of a step's work.
         seconds = found["steps"] * step + evaluated * step / cfg.train.batch_size / 3
-        found |= {"seconds_per_step": round(step, 4), "seconds": round(seconds, 1)}
+        found |= {"seconds_per_step": round(step, 6), "seconds": round(seconds, 3)}
     return found
 
 

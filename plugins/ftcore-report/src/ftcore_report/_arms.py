@@ -24,7 +24,8 @@ class Arm:
 
     Attributes:
         runs: by unit: the seed, and whatever else the runs of an arm are averaged over.
-        failed, running, lacking: runs without a figure: crashed, not done, done but without the metric.
+        failed, running, pruned, lacking: runs without a figure: crashed, not done, ended by a plugin, done
+            but without the metric.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Arm:
     runs: dict[Hashable, Run] = field(default_factory=dict)
     failed: list[Run] = field(default_factory=list)
     running: list[Run] = field(default_factory=list)
+    pruned: list[Run] = field(default_factory=list)
     lacking: list[Run] = field(default_factory=list)
 
 
@@ -154,6 +156,8 @@ def _group(
 def _add(part: Part, arm: Arm, run: Run, unit: Hashable) -> None:
     if run.state == "running":
         arm.running.append(run)
+    elif run.state == "pruned":
+        arm.pruned.append(run)
     elif run.state != "finished":
         arm.failed.append(run)
     elif part.metric not in run.metrics:

@@ -161,6 +161,7 @@ def _note_missing(part: Part, arm: Arm) -> None:
     for what, runs in (
         ("failed or stopped without a result", arm.failed),
         ("running", arm.running),
+        ("pruned", arm.pruned),
         (f"without {part.metric}", arm.lacking),
     ):
         if runs:

@@ -48,7 +48,8 @@ class Run:
 
     Attributes:
         config: dotted key to value, what makes the recipe (no seed); `plugin` is the chosen names.
-        state: `finished`, `running`, `failed` (by `failed.json`, or left without a result).
+        state: `finished`, `pruned` (ended by a plugin), `running`, `failed` (by `failed.json`, or left
+            without a result).
         result: of `result.json`; empty where there is none.
         about: of `run.json`; empty where there is none.
         error: of `failed.json`; empty where there is none.
@@ -131,7 +132,11 @@ def _read(path: Path) -> Run:
     if not isinstance(about.get("data", {}), dict) or not isinstance(about.get("plugins", []), list):
         raise ValueError("run.json is no description by ftcore")
     failed = _json(path / "failed.json")
-    state = {"finished": "finished", "": "running" if touched(path) is not None else "failed"}
+    state = {
+        "finished": "finished",
+        "pruned": "pruned",
+        "": "running" if touched(path) is not None else "failed",
+    }
     return Run(
         path=path,
         config=_recipe(plain),

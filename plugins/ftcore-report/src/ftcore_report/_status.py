@@ -41,12 +41,14 @@ def state(run: Run) -> State:
     records = read_records(run.path)
     step = int(records[-1]["step"]) if records else None
     total = _total(run, records)
-    if run.state == "finished":
+    if run.state in ("finished", "pruned"):
         metric = run.result.get("metric")
         value = metric.get("value") if isinstance(metric, dict) else None
         shown = f"{metric['name']} {value:.4f}" if isinstance(metric, dict) and _number(value) else ""
         steps = run.result.get("steps", step)
-        return State(run=run, step=steps, total=steps, seconds_left=None, note=shown)
+        reason = run.result.get("reason") if run.state == "pruned" else None
+        note = ": ".join(filter(None, (shown, str(reason or ""))))
+        return State(run=run, step=steps, total=steps, seconds_left=None, note=note)
     left = None
     if run.state == "running" and step and total:
         pace = _pace(run.path, step)
@@ -96,7 +98,7 @@ def show(states: Sequence[State], notes: Iterable[str], root: Path, console: Con
     for name in ("state", "step", "left", "run", ""):
         right = name in ("step", "left")
         table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
-    order = {"finished": 0, "running": 1, "failed": 2}
+    order = {"finished": 0, "pruned": 1, "running": 2, "failed": 3}
     for one in sorted(states, key=lambda s: order[s.run.state]):
         step = "-" if one.step is None else f"{one.step}/{'?' if one.total is None else one.total}"
         path = one.run.path
@@ -105,6 +107,8 @@ def show(states: Sequence[State], notes: Iterable[str], root: Path, console: Con
         table.add_row(*map(escape, cells))
     console.print(table)
     counts = {s: sum(one.run.state == s for one in states) for s in order}
+    if not counts["pruned"]:
+        del counts["pruned"]
     left = [one.seconds_left for one in states if one.seconds_left is not None]
     rest = f"; about {clock(max(left))} left for those that run" if left else ""
     console.print(", ".join(f"{n} {s}" for s, n in counts.items()) + rest)

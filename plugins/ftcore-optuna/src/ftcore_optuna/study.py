@@ -1,0 +1,232 @@
+"""A study: trials asked for, run by Hydra's launcher, and told. The same command again goes on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ftcore import compose
+from ftcore.errors import UserError, nearest
+from ftcore.lease import lease, touched
+from ftcore.tasks import TASKS
+from ftcore_optuna.space import Space
+
+if TYPE_CHECKING:
+    from hydra_plugins.ftcore_optuna_sweeper import OptunaSweeper, OptunaSweeperConf
+
+__all__ = ["TRIAL", "TracedTask", "current_trial", "search"]
+
+TRIAL = "FTCORE_OPTUNA_TRIAL"
+"""Environment variable by which a job, and its ranks, know their trial."""
+
+PRUNERS = ("median", "halving")
+SAMPLERS = ("tpe", "random")
+DIRECTIONS = ("maximize", "minimize")
+
+
+class TracedTask:
+    """The task with the trial it works for in the environment. Launchers take it to other processes."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        self.trials: dict[int, str] = {}  # the job's number to its trial
+
+    def __call__(self, cfg: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
+        os.environ[TRIAL] = self.trials[HydraConfig.get().job.num]
+        try:
+            return self.task(cfg)
+        finally:
+            del os.environ[TRIAL]
+
+
+def current_trial() -> Trial | None:
+    """The trial that this process works for; None outside a study."""
+    if TRIAL not in os.environ:
+        return None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    told = json.loads(os.environ[TRIAL])
+    pruner = _pruner(told["pruner"], told["startup"])
+    study = optuna.load_study(
+        study_name=told["study"], storage=_storage(told["storage"]), sampler=RandomSampler(), pruner=pruner
+    )
+    return Trial(study, told["id"])
+
+
+def search(sweeper: OptunaSweeper, arguments: Sequence[str]) -> None:
+    """Make what is missing of the study's trials.
+
+    Raises:
+        UserError: a bad option or search space; a study of another space; one that another command works
+            at; runs without validation data.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options, directory = sweeper.options, Path(sweeper.config.hydra.sweep.dir).absolute()
+    _check(options)
+    loader, name = sweeper.hydra_context.config_loader, sweeper.config.hydra.job.config_name
+    params = [f"{key}={value}" for key, value in options.params.items()]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides([*params, *arguments])
+    space = Space.parse(overrides, lambda chosen: compose.selected(loader, name, chosen))
+    direction = options.direction or _direction(sweeper)
+    with lease(directory / f".study-{options.study}"):
+        study = _open(options, directory, space, direction)
+        _retry_unfinished(study)
+        while (missing := options.n_trials - len(_trials(study))) > 0:
+            _run_batch(sweeper, study, space, min(missing, options.n_jobs))
+        _report(study)
+
+
+def _check(options: OptunaSweeperConf) -> None:
+    for key, known in {"pruner": PRUNERS, "sampler": SAMPLERS, "direction": DIRECTIONS}.items():
+        value = getattr(options, key)
+        if value is not None and value not in known:
+            raise UserError(f"hydra.sweeper.{key}={value}: {nearest(value, known)}")
+    for key in ("n_trials", "n_jobs"):
+        if getattr(options, key) < 1:
+            raise UserError(f"hydra.sweeper.{key}={getattr(options, key)}: must be 1 or more")
+
+
+def _direction(sweeper: OptunaSweeper) -> str:
+    """The better end of the metric that picks a run's best weights."""
+    task = sweeper.config.task
+    known = TASKS.get(task.name, TASKS["causal_lm"])  # task=auto is a language model of some kind
+    return "minimize" if str(task.metric or known.METRIC).startswith("-") else "maximize"
+
+
+def _storage(where: str) -> BaseStorage:
+    if "://" in where:
+        return optuna.storages.get_storage(where)
+    return JournalStorage(JournalFileBackend(where))
+
+
+def _pruner(name: str | None, startup: int) -> BasePruner:
+    if name == "median":
+        return MedianPruner(n_startup_trials=startup)
+    return NopPruner() if name is None else SuccessiveHalvingPruner()
+
+
+def _sampler(options: OptunaSweeperConf, begun: int) -> BaseSampler:
+    """A study that goes on draws on: by another seed, or its first draws would come again."""
+    if options.sampler == "random":
+        return RandomSampler(seed=options.seed + begun)
+    return TPESampler(seed=options.seed + begun, constant_liar=options.n_jobs > 1)
+
+
+def _open(options: OptunaSweeperConf, directory: Path, space: Space, direction: str) -> optuna.Study:
+    directory.mkdir(parents=True, exist_ok=True)
+    options.storage = options.storage or str(directory / "study.journal")
+    if "://" not in options.storage:
+        options.storage = str(Path(options.storage).absolute())
+    study = optuna.create_study(
+        study_name=options.study,
+        storage=_storage(options.storage),
+        direction=StudyDirection[direction.upper()],
+        load_if_exists=True,
+        pruner=_pruner(options.pruner, options.startup),
+    )
+    study.sampler = _sampler(options, len(study.get_trials(deepcopy=False)))
+    now = {**space.describe(), "direction": direction, "pruner": str(options.pruner)}
+    before = study.user_attrs.get("space", now)
+    for key in sorted({*now, *before}):
+        if now.get(key) != before.get(key):
+            raise UserError(
+                f"study '{options.study}' was begun with {key}={before.get(key, '(not set)')}, now"
+                f" {now.get(key, '(not set)')}; set another hydra.sweeper.study= (or name=)"
+            )
+    study.set_user_attr("space", now)
+    return study
+
+
+def _trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The finished trials, each of `n_trials`: one whose values were tried again does not count twice."""
+    again = set(study.user_attrs.get("tried_again", ()))
+    return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and t.number not in again]
+
+
+def _retry_unfinished(study: optuna.Study) -> None:
+    """Queue again what an earlier command left undone: interrupted trials resume, failed ones start anew."""
+    again = list(study.user_attrs.get("tried_again", ()))
+    for old in study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
+        directory = old.user_attrs.get("directory")
+        if old.number in again or (directory and touched(Path(directory)) is not None):
+            continue
+        if old.state == TrialState.RUNNING:
+            study.tell(old.number, state=TrialState.FAIL)
+        again.append(old.number)
+        study.enqueue_trial(old.params)
+    study.set_user_attr("tried_again", again)
+
+
+def _run_batch(sweeper: OptunaSweeper, study: optuna.Study, space: Space, size: int) -> None:
+    options, trials, batch = sweeper.options, [study.ask() for _ in range(size)], []
+    for trial in trials:
+        overrides = space.draw(trial)
+        if options.pruner:
+            overrides.append("+plugin@plugin.optuna=optuna")
+        batch.append(overrides)
+        trial.set_user_attr("directory", str(_directory(sweeper, overrides)))
+    told = {
+        "storage": options.storage,
+        "study": options.study,
+        "pruner": options.pruner,
+        "startup": options.startup,
+    }
+    first = trials[0].number
+    sweeper.task.trials = {first + i: json.dumps(told | {"id": t._trial_id}) for i, t in enumerate(trials)}
+    sweeper.validate_batch_is_legal(batch)
+    jobs = sweeper.launcher.launch(batch, initial_job_idx=first)
+    for trial, job in zip(trials, jobs, strict=True):
+        _ = job.return_value  # raises what the job raised
+        _tell(study, trial)
+
+
+def _directory(sweeper: OptunaSweeper, overrides: Sequence[str]) -> Path:
+    cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
+    return Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir).absolute()
+
+
+def _tell(study: optuna.Study, trial: Trial) -> None:
+    run_dir = Path(trial.user_attrs["directory"])
+    path = run_dir / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if result is None or result["metric"]["value"] is None:
+        study.tell(trial, state=TrialState.FAIL)
+        return
+    name, value = result["metric"]["name"], result["metric"]["value"]
+    if not name.startswith("eval/"):
+        study.tell(trial, state=TrialState.FAIL)
+        raise UserError(
+            f"{run_dir} has no validation data: a search by {name} would fit the test data; add"
+            " data.validation= (or data.split=)"
+        )
+    if result["status"] == "pruned":
+        study.tell(trial, state=TrialState.PRUNED)
+        return
+    study.tell(trial, value)
+    best = study.best_trial
+    print(f"trial {trial.number}: {name} {value:.4g} (best {best.value:.4g}, trial {best.number})")
+
+
+def _report(study: optuna.Study) -> None:
+    """Counts, the best trial, and its overrides."""
+    trials = _trials(study)
+    counts = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    parts = [f"{n} {what}" for what, s in counts.items() if (n := sum(t.state == s for t in trials))]
+    print(f"\nstudy {study.study_name}: {len(trials)} trials, {', '.join(parts)}")
+    if any(t.state == TrialState.COMPLETE for t in trials):
+        best = study.best_trial
+        chosen = " ".join(f"{key}={value}" for key, value in best.params.items())
+        print(f"best: {best.value:.4g}, trial {best.number}: {chosen}\n  {best.user_attrs['directory']}")
