@@ -11,6 +11,7 @@ wrong with the plugin; `ftcore.proofs` has the proofs, which `ftcore check` runs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -57,6 +58,18 @@ class Conformance:
     off: Mapping[str, Any] | None = None
     bad: Sequence[Mapping[str, Any]] = ()
     overrides: Sequence[str] = FAST
+
+    def __init_subclass__(cls) -> None:
+        if cls.off is None:  # nothing to test; None is no test
+            setattr(cls, Conformance.test_off_is_the_run_without_it.__name__, None)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """The other plugins of `test_composes`: those of ours that are installed."""
+        if "other" in metafunc.fixturenames:
+            from ftcore.plugins import installed
+
+            there = installed()
+            metafunc.parametrize("other", [n for n in FIRST_PARTY if n in there and n != self.name])
 
     @pytest.fixture(autouse=True)
     def _surroundings(
@@ -180,8 +193,7 @@ class Conformance:
         from ftcore import proofs
         from ftcore.compose import compose
 
-        if self.off is None:
-            pytest.skip("`off` names no options that switch it off")
+        assert self.off is not None
         _hold(proofs.off_proof(self.config(options=self.off), compose(list(self.overrides)), tmp_path))
 
     def test_one_gradient_however_it_is_split(self, cfg: Any, tmp_path: Path) -> None:
@@ -201,7 +213,7 @@ class Conformance:
 
     @pytest.mark.parametrize("stage", [1, 2, 3])
     def test_one_gradient_under_zero(self, cfg: Any, tmp_path: Path, stage: int) -> None:
-        """It is the same under DeepSpeed's ZeRO, where that is installed."""
+        """It is the same under DeepSpeed's ZeRO, where that is installed, or the two are refused in words."""
         from ftcore import proofs
         from ftcore.compose import compose
         from ftcore.plugins import installed
@@ -211,7 +223,8 @@ class Conformance:
                 "ftcore-deepspeed is not installed" if not self._is_strategy() else "a strategy itself"
             )
         trainer = dict(compose(["trainer=deepspeed"]).trainer) | {"stage": stage}
-        _hold_or_refuse(lambda: proofs.rank_proof(cfg, tmp_path, trainer))
+        with contextlib.suppress(UserError):  # declared not to combine
+            _hold(proofs.rank_proof(cfg, tmp_path, trainer))
 
     def test_resume_is_as_never_stopped(self, cfg: Any, tmp_path: Path) -> None:
         """Stopped and resumed, the run ends as one that was not, bit for bit."""
@@ -243,38 +256,16 @@ class Conformance:
 
         _hold(proofs.export_proof(cfg, tmp_path))
 
-    @pytest.mark.parametrize("other", FIRST_PARTY)
     def test_composes(self, other: str, tmp_path: Path) -> None:
         """Beside each first-party plugin, in either order, it trains and scales, or the pair is refused."""
         from ftcore import proofs
-        from ftcore.compose import compose
-        from ftcore.plugins import installed
-        from ftcore.probe import observe
 
-        if other not in installed() or other == self.name:
-            pytest.skip(f"{other} is not installed" if other != self.name else "the plugin itself")
-        try:
-            observe(proofs.small(compose([*self.overrides, f"+plugin={other}"])), tmp_path)
-        except UserError as error:
-            pytest.skip(f"{other} does not run on this task: {error}")
         for order in (("", other), (other, "")):
-            try:
-                proof = proofs.split_proof(self.config(*order), tmp_path)
-            except UserError:
-                continue  # they are declared not to combine
-            _hold(proof)
+            with contextlib.suppress(UserError):  # declared not to combine, or the other is for other tasks
+                _hold(proofs.split_proof(self.config(*order), tmp_path))
 
 
 def _hold(proof: Any) -> None:
     assert proof.ok, (
         f"{proof.name}: {proof.reason} (compared: {proof.compared}; differs by {proof.difference:.1e})"
     )
-
-
-def _hold_or_refuse(make: Any) -> None:
-    """The proof holds, or the combination is refused in words."""
-    try:
-        proof = make()
-    except UserError as error:
-        pytest.skip(f"refused: {error}")
-    _hold(proof)
