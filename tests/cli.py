@@ -59,7 +59,7 @@ def runs(many: Sequence[Sequence[str]], cwd: Path) -> list[subprocess.CompletedP
 
 FORKS = """
 import json, os, sys
-import datasets, hydra.main, sklearn.metrics, torch, transformers
+import datasets, hydra.main, torch, transformers
 from transformers import BertForSequenceClassification, LlamaForCausalLM, T5ForConditionalGeneration
 import ftcore.loop, ftcore.saved
 from ftcore.cli import main

@@ -1,4 +1,4 @@
-"""Metrics as functions of predictions; classification comes from scikit-learn."""
+"""Metrics as functions of predictions."""
 
 import re
 from collections import Counter
@@ -15,19 +15,25 @@ def classification(
 ) -> dict[str, float]:
     """Accuracy, F1 averaged over the classes that occur, Matthews correlation, mean NLL.
 
+    The correlation for several classes is that of Gorodkin (2004); 0 where labels or predictions are all one.
+    (scikit-learn has the same figures, and takes a sixth of the time that a run needs to start.)
+
     Args:
         labels: class indices, [rows].
         predictions: class indices, [rows].
         scores: log-probabilities, [rows, classes].
     """
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
-    several = len({*labels, *predictions}) > 1  # else the correlation is 0, with a warning
-    picked: Any = np.asarray(scores)[np.arange(len(labels)), labels]
+    classes = max(max(labels), max(predictions)) + 1
+    counts = np.zeros((classes, classes))  # [label, prediction]
+    np.add.at(counts, (labels, predictions), 1)
+    hits, wanted, given, rows = counts.diagonal(), counts.sum(1), counts.sum(0), len(labels)
+    occurs = wanted + given > 0
+    spread = (rows**2 - given @ given) * (rows**2 - wanted @ wanted)  # 0 where all are of one class
+    picked: Any = np.asarray(scores)[np.arange(rows), labels]
     return {
-        "accuracy": float(accuracy_score(labels, predictions)),
-        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
-        "mcc": float(matthews_corrcoef(labels, predictions)) if several else 0.0,
+        "accuracy": float(hits.sum() / rows),
+        "macro_f1": float(np.mean(2 * hits[occurs] / (wanted + given)[occurs])),
+        "mcc": float((rows * hits.sum() - wanted @ given) / spread**0.5) if spread > 0 else 0.0,
         "nll": float(-picked.mean()),
     }
 

@@ -133,7 +133,7 @@ def test_a_global_step_with_mixout(open_tiny: Any, mask_scope: str) -> None:
 RANKS = """
 import json, os, sys
 from pathlib import Path
-import datasets, sklearn.metrics, torch, transformers
+import datasets, torch, transformers
 from safetensors.torch import save_file
 from ftcore import hookimpl, plugin, tiny
 from ftcore.config import from_plain

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 FORKS = """
 import json, os, sys
 from pathlib import Path
-import hydra.main, sklearn.metrics, torch, transformers
+import hydra.main, torch, transformers
 from transformers import LlamaForCausalLM, T5ForConditionalGeneration
 import ftcore.loop, ftcore.saved
 from ftcore.cli import main
