@@ -1,16 +1,21 @@
 """ftcore by its command line, for the tests `test_cli_*.py`: runs, what they leave, data, plugins."""
 
+import atexit
+import functools
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 CLASSES = ("late delivery", "refund", "praise")
@@ -28,23 +33,103 @@ def environment(tmp: Path, **extra: str) -> dict[str, str]:
     return {**inherited, **own, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **extra}
 
 
+SERVER = """
+import json, os, signal, sys
+import hydra.main, torch, transformers
+from transformers import BertForSequenceClassification, LlamaForCausalLM, T5ForConditionalGeneration
+import ftcore.loop, ftcore.saved
+from ftcore.cli import main
+
+def command(arguments, cwd, env, out):
+    for stream in (1, 2):
+        os.dup2(os.open(f"{out}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+    sys.argv = ["ftcore", *arguments]
+    try:
+        code = main()
+    except SystemExit as ended:
+        code = ended.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers
+for line in sys.stdin:
+    job = json.loads(line)
+    if os.fork() == 0:  # a watcher: waits for the command, and writes down how it ended
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        if (child := os.fork()) == 0:
+            command(**job)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with open(job["out"] + ".tmp", "w") as file:
+            file.write(str(code))
+        os.rename(job["out"] + ".tmp", job["out"] + ".code")
+        os._exit(0)
+"""
+
+
+class Server:
+    """A process that has imported what every run imports; a command is a process forked off it.
+
+    A start of its own takes seconds. `start` and `run(python=...)` are such, and the tests of what is
+    imported when.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(mkdtemp(prefix="ftcore-tests-"))
+        atexit.register(rmtree, self.folder, ignore_errors=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, env=environment(self.folder), text=True
+        )
+        atexit.register(self.process.kill)
+        self.count = itertools.count()
+        self.lock = threading.Lock()
+
+    def run(
+        self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        out = self.folder / str(next(self.count))
+        job = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env), "out": str(out)}
+        assert self.process.stdin is not None
+        with self.lock:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+        deadline = time.monotonic() + timeout
+        code = out.with_name(f"{out.name}.code")
+        while not code.exists():
+            assert self.process.poll() is None, "the tests' server has ended"
+            assert time.monotonic() < deadline, f"{arguments} takes more than {timeout} s"
+            time.sleep(0.01)
+        said = [out.with_name(f"{out.name}.{stream}").read_text() for stream in (1, 2)]
+        return subprocess.CompletedProcess(list(arguments), int(code.read_text()), *said)
+
+
+server = functools.cache(Server)
+
+
 def run(
     arguments: Sequence[str],
     cwd: Path,
     env: Mapping[str, str] | None = None,
     *,
-    python: str = sys.executable,
-    **popen: Any,
+    python: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`ftcore ARGUMENTS` in `cwd`, to its end."""
+    """`ftcore ARGUMENTS` in `cwd`, to its end; by another `python`, in a process of that."""
+    whole = environment(cwd) | dict(env or {})
+    if python is None:
+        return server().run(arguments, cwd, whole, timeout=240)
     return subprocess.run(
         [python, "-m", "ftcore", *arguments],
         cwd=cwd,
-        env=environment(cwd) | dict(env or {}),
+        env=whole,
         capture_output=True,
         text=True,
         timeout=240,
-        **popen,
     )
 
 
@@ -57,46 +142,11 @@ def runs(many: Sequence[Sequence[str]], cwd: Path) -> list[subprocess.CompletedP
     return ended
 
 
-FORKS = """
-import json, os, sys
-import datasets, hydra.main, torch, transformers
-from transformers import BertForSequenceClassification, LlamaForCausalLM, T5ForConditionalGeneration
-import ftcore.loop, ftcore.saved
-from ftcore.cli import main
-
-for number, arguments in enumerate(json.loads(sys.argv[1])):
-    if (child := os.fork()) == 0:
-        for stream in (1, 2):
-            os.dup2(os.open(f"{sys.argv[2]}/{number}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
-        sys.argv = ["ftcore", *arguments]
-        code = main()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-def run_forks(
-    many: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 240
+def run_each(
+    many: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str] | None = None
 ) -> list[subprocess.CompletedProcess[str]]:
-    """`run` of many command lines in processes forked off one that has imported torch: seconds less each."""
-    with TemporaryDirectory(dir=cwd) as said:
-        ended = subprocess.run(
-            [sys.executable, "-c", FORKS, json.dumps(many), said],
-            cwd=cwd,
-            env=environment(cwd) | dict(env or {}),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        assert ended.returncode == 0, ended.stderr
-        texts = [[(Path(said) / f"{i}.{stream}").read_text() for stream in (1, 2)] for i in range(len(many))]
-    codes = map(int, ended.stdout.split())
-    return [
-        subprocess.CompletedProcess(arguments, code, *text)
-        for arguments, code, text in zip(many, codes, texts, strict=True)
-    ]
+    """`run` of several command lines, one after another, however they end."""
+    return [run(arguments, cwd, env) for arguments in many]
 
 
 def start(arguments: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

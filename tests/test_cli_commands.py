@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from .cli import environment, make_data, make_plugin, make_rows, result, run_forks, write_rows
+from .cli import environment, make_data, make_plugin, make_rows, result, run_each, write_rows
 
 COMMON = ["train.batch_size=8", "optim.lr=5e-3"]
 AVERAGE = """
@@ -105,7 +105,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     tmp = tmp_path_factory.mktemp("commands")
     make_plugin(tmp / "site", "average", AVERAGE)
     lines = command_lines(tmp)
-    ended = run_forks(list(lines.values()), tmp, {"PYTHONPATH": str(tmp / "site")}, timeout=900)
+    ended = run_each(list(lines.values()), tmp, {"PYTHONPATH": str(tmp / "site")})
     outcomes = dict(zip(lines, ended, strict=True))
     for name, one in outcomes.items():
         if name.startswith("train"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .cli import environment, make_plugin, make_rows, run, run_forks, write_rows
+from .cli import environment, make_plugin, make_rows, run, run_each, write_rows
 
 OWN_DATA = "data=files data.validation=null data.test=null data.train"
 MASKING = '''
@@ -170,7 +170,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
 
     tables = [[words(line) for line, _ in table.values()] for table in (CONFIG, DATA | MODEL)]
     with ThreadPoolExecutor(2) as pool:
-        halves = list(pool.map(lambda lines: run_forks(lines, d, env), tables))
+        halves = list(pool.map(lambda lines: run_each(lines, d, env), tables))
     return dict(zip([*CONFIG, *DATA, *MODEL], halves[0] + halves[1], strict=True))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .cli import make_data, make_plugin, result, run, run_forks, start, steps, wait_for_step
+from .cli import make_data, make_plugin, result, run, run_each, start, steps, wait_for_step
 
 PENALTY = '''
 from ftcore import LossTerm, hookimpl, plugin
@@ -241,7 +241,7 @@ def refusals(
 ) -> dict[str, subprocess.CompletedProcess[str]]:
     """The answer to each bad choice of plugins."""
     lines = [["model=tiny_bert", *line.split()] for line, _ in BAD.values()]
-    return dict(zip(BAD, run_forks(lines, tmp_path_factory.mktemp("bad"), env), strict=True))
+    return dict(zip(BAD, run_each(lines, tmp_path_factory.mktemp("bad"), env), strict=True))
 
 
 @pytest.mark.parametrize("name", BAD)

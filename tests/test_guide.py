@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .cli import make_plugin, make_rows, run_forks, write_rows
+from .cli import make_plugin, make_rows, run_each, write_rows
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guide"
 PAGES = ("student", "engineer", "inventor", "team")
@@ -63,9 +63,9 @@ def test_every_command_of_the_page_ends_well(page: str, tmp_path: Path) -> None:
     first = [line for line in lines if not any("*" in argument for argument in line)]
     last = [line for line in lines if line not in first]
     env = {"PYTHONPATH": str(tmp_path / "site")}
-    ended = run_forks(first, tmp_path, env, timeout=900)
+    ended = run_each(first, tmp_path, env)
     if last:
-        ended += run_forks([expand(line, tmp_path) for line in last], tmp_path, env, timeout=900)
+        ended += run_each([expand(line, tmp_path) for line in last], tmp_path, env)
     for one in ended:
         assert one.returncode == 0, f"{one.args}\n{one.stdout}\n{one.stderr}"
 

@@ -11,7 +11,7 @@ import pytest
 from ftcore.cli import main
 from ftcore.plugins import FILES, enable, file_plugins
 
-from .cli import result, run, run_forks, steps
+from .cli import result, run, run_each, steps
 
 SOURCE = '''
 import ftcore
@@ -115,7 +115,7 @@ def test_it_trains_on_ranks_and_is_recorded(tmp_path: Path) -> None:
     (tmp_path / "two" / "result.json").unlink()  # as if it were unfinished
     (tmp_path / "two" / "checkpoints").mkdir(exist_ok=True)
     (tmp_path / "mine2.py").write_text(SOURCE.replace("square", "abs"))
-    without, other, unknown = run_forks(
+    without, other, unknown = run_each(
         [
             ["resume", "two"],
             ["--plugin-file", "mine2.py", "resume", "two"],

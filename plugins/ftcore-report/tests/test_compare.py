@@ -134,6 +134,20 @@ def test_by_a_key_averages_over_the_others_and_says_so(tmp_path: Path, make_run:
         compared(tmp_path, by=["plugins"])
 
 
+def test_other_training_rows_of_a_plugin_are_arms(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    """A plugin's own data: what was evaluated is the same, so the arms meet, with numbers in their order."""
+    for count in (160, 9, 40):
+        options = {"instruct": {"num_tasks": count}}
+        path = make_run(f"{count}", plugins=options, data=f"mixture of {count}")
+        about = json.loads((path / "run.json").read_text())
+        splits = {"train": {"sha256": f"rows of {count}"}, "test": {"sha256": "one and the same"}}
+        about["data"] |= {"from_files": False, "splits": splits}
+        (path / "run.json").write_text(json.dumps(about))
+    (one,) = compared(tmp_path)
+    assert [x.arm for x in one.lines] == [f"instruct.num_tasks={n}" for n in (9, 40, 160)]
+    assert "no baseline: 3 arms have instruct alone" in notes(one)
+
+
 def test_one_seed_claims_nothing(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     """A difference, but neither interval nor p."""
     make_run("a")

@@ -5,6 +5,7 @@ Runs of different data or of different metrics never meet in one figure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,7 +150,7 @@ def _group(
     if len({arm.label for arm in part.arms}) < len(part.arms):  # paths with one last part
         for arm, values in zip(part.arms, arms, strict=True):
             arm.label = " ".join(f"{k}={v}" for k, v in zip(keys, values, strict=True) if v != ABSENT)
-    part.arms.sort(key=lambda a: (len(a.plugins), a.label))
+    part.arms.sort(key=lambda a: (len(a.plugins), _natural(a.label)))
     return part
 
 
@@ -206,6 +207,12 @@ def _label(run: Run, keys: Sequence[str]) -> str:
     return " ".join(shown) or "all runs"
 
 
+def _natural(label: str) -> list[tuple[float, str]]:
+    """A key that sorts the numbers in labels as numbers."""
+    pieces = re.split(r"(\d+(?:\.\d+)?)", label)  # text and numbers by turns
+    return [(float(p), "") if i % 2 else (0.0, p) for i, p in enumerate(pieces)]
+
+
 def _short(value: Any) -> str:
     """A value as it is written on a command line; of a path, its last part."""
     if isinstance(value, str) and value.startswith("/"):
@@ -231,7 +238,8 @@ def choose_baseline(part: Part, named: str) -> Arm | None:
     if len(part.arms) < 2:
         return None
     if len(plain) != 1:
-        why = f"{len(plain)} arms have no plugin" if plain else "every arm has a plugin"
+        alike = f"have {'+'.join(sorted(everywhere))} alone" if everywhere else "have no plugin"
+        why = f"{len(plain)} arms {alike}" if plain else "every arm has a plugin of its own"
         part.notes.append(f"no baseline: {why}, so no difference is claimed; name one by --baseline")
         return None
     return plain[0]

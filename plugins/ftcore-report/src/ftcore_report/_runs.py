@@ -5,6 +5,7 @@ Nothing here trusts a file: a run may be half written, damaged, or another progr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -73,8 +74,15 @@ class Run:
 
     @property
     def data(self) -> str:
-        """Identifies the data that the rows were made from; empty where it is not known."""
+        """Identifies the data that the figures are of; empty where it is not known.
+
+        Files as they are. Of data that a plugin made, which may be other training rows in each arm, the
+        rows that are evaluated.
+        """
         about = self.about.get("data", {})
+        if about.get("from_files") is False and isinstance(splits := about.get("splits"), dict):
+            found = [(s, splits[s].get("sha256")) for s in ("validation", "test") if s in splits]
+            return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
         return str(about.get("source") or about.get("fingerprint") or "")
 
     @cached_property
