@@ -1,6 +1,6 @@
 """The gradient norm of the same 16 rows, split four ways: ftcore, and transformers' Trainer beside it.
 
-    python benchmarks/one_gradient.py
+    python benchmarks/one_gradient.py [--svg docs/images/one_gradient.svg]
 
 Needs the peer: `pip install accelerate`. Tiny BERT, dropout off, the first step; both clip nothing away.
 """
@@ -72,19 +72,63 @@ def peer(micro: int, ranks: int, out: Path) -> None:
         (out / "norm").write_text(str(norms[0]))
 
 
+STYLE = """
+text { font: 13px system-ui, sans-serif; fill: #1f2328 } .small { fill: #59636e; font-size: 12px }
+.ftcore { fill: #3455db } .trainer { fill: #b35900 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #f0f6fc } .small { fill: #9198a1 } .ftcore { fill: #7d97ff } .trainer { fill: #f0a04b }
+}"""
+
+
+def chart(norms: dict[str, tuple[float, float]]) -> str:
+    """Bars of both columns, each relative to its own first: what a split should not change."""
+    first = next(iter(norms.values()))
+    ratios = {
+        name: [value / start for value, start in zip(pair, first, strict=True)]
+        for name, pair in norms.items()
+    }
+    said = "; ".join(f"{n}: ftcore {a:.3g}, HF Trainer {b:.3g}" for n, (a, b) in ratios.items())
+    top, most, parts = 34, max(max(r) for r in ratios.values()), []
+    for column, title in enumerate(("ftcore", "HF Trainer")):
+        left, kind = 20 + 330 * column, title.split()[-1].lower()
+        parts.append(f'<text x="{left}" y="18" font-weight="600">{title}</text>')
+        for row, (name, values) in enumerate(ratios.items()):
+            y, width = top + 26 * row, 2 + 170 * values[column] / most
+            parts += [
+                f'<text class="small" x="{left}" y="{y + 13}">{name}</text>',
+                f'<rect class="{kind}" x="{left + 90}" y="{y}" width="{width:.1f}" height="17"/>',
+                f'<text x="{left + 96 + width:.1f}" y="{y + 13}">{values[column]:.3g}x</text>',
+            ]
+    height = top + 26 * len(ratios) + 24
+    parts.append(
+        f'<text class="small" x="20" y="{height - 8}">Gradient norm of the same 16 rows, by micro-batch x'
+        " accumulation; 1x is the first split.</text>"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 690 {height}" role="img" aria-label="{said}">'
+        f"<title>One gradient for any split of the batch</title><desc>{said}</desc><style>{STYLE}</style>"
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="a chart of it")
     options = parser.parse_args()
     if options.peer:
         micro, ranks, out = options.peer
         peer(int(micro), int(ranks), Path(out))
         return
+    norms = {}
     with tempfile.TemporaryDirectory() as directory:
         print(f"{'micro x accumulation':<22}{'ftcore':>12}{'Trainer':>12}")
         for name, (micro, ranks) in SPLITS.items():
             ours, theirs = (f(micro, ranks, Path(directory)) for f in (ftcore, trainer))
+            norms[name] = ours, theirs
             print(f"{name:<22}{ours:12.7f}{theirs:12.7f}")
+    if options.svg:
+        options.svg.write_text(chart(norms))
 
 
 if __name__ == "__main__":

@@ -137,6 +137,7 @@ def measure_speed(folder: Path, rank: int, ranks: int) -> None:
         job.hooks.on_train_start(job.state(1000))
         prepared = [micro_batches(other, sampler(0, i), 0) for i in range(sampler.steps_per_epoch)]
         engine, count = other.strategy.engine, [0]
+        engine.optimizer.clip_grad = 1.0  # DeepSpeed's own clipping, as ftcore clips at 1 too
         engine.train()
         job.strategy.model.train()
         losses: dict[str, float] = {}

@@ -109,7 +109,14 @@ class Server:
         return subprocess.CompletedProcess(list(arguments), int(code.read_text()), *said)
 
 
-server = functools.cache(Server)
+LOCK = threading.Lock()
+_made = functools.cache(Server)
+
+
+def server() -> Server:
+    """The server of this process of tests, made when it is first asked for."""
+    with LOCK:  # some tests run commands from threads
+        return _made()
 
 
 def run(

@@ -40,7 +40,13 @@ def test_every_example_runs(plugins: dict[str, str], tmp_path: Path) -> None:
     """All at once, in one run: each one's hook is called, and what they say they do is there."""
     files = [f"--plugin-file={EXAMPLES / hook}.py" for hook in plugins]
     chosen = f"+plugin=[{','.join(plugins.values())}]"
-    settings = ["model=tiny_bert", "train.steps=3", "train.log_every=1", "hydra.run.dir=run"]
+    settings = [
+        "model=tiny_bert",
+        "train.steps=3",
+        "train.log_every=1",
+        "train.eval_every=2",
+        "hydra.run.dir=run",
+    ]
     ended = run([*files, chosen, *settings], tmp_path)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr
     cost = result(tmp_path / "run")["plugin_cost"]

@@ -157,7 +157,7 @@ class Screen:
         if costs:
             self.line(f"in the hooks of plugins (backward passes not counted): {', '.join(costs)}")
         run = shlex.quote(_short(run_dir))
-        if result["status"] == "finished":
+        if result.get("status") != "pruned":
             self.line(
                 f"next: ftcore predict {run} FILE   ftcore evaluate {run}   ftcore export {run} --to DIR"
             )
