@@ -65,7 +65,7 @@ def prove(cfg: Config, folder: Path) -> Iterator[Proof]:
         proofs.resume_proof,
         proofs.repeat_proof,
         proofs.split_proof,
-        functools.partial(proofs.rank_proof, trainer=trainer),
+        functools.partial(proofs.rank_proof, trainers=[trainer] if trainer else []),
     ]
     cfg = _on_few_rows(cfg)
     for number, kind in enumerate(kinds):

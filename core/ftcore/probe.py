@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +30,7 @@ from ftcore.job import Job, open_job
 from ftcore.launch import launch
 from ftcore.loop import run_step
 from ftcore.plugins import Enabled, hookimpl, plugin
+from ftcore.run import read_config
 from ftcore.screen import Screen
 from ftcore.seeding import generator
 from ftcore.signals import StopFlag
@@ -206,23 +208,32 @@ def write_config(cfg: Config, folder: Path) -> None:
 # Ranks: `python -m ftcore.probe FOLDER`, started by `launch`.
 
 
-def observe_ranks(cfg: Config, folder: Path, *, hide: bool) -> tuple[list[Seen], str]:
-    """What each of two ranks sees of the step, and what went wrong."""
+def observe_ranks(many: Sequence[Config], folder: Path, *, hide: bool) -> tuple[list[list[Seen]], str]:
+    """What each of two ranks sees of the step of each config, up to one that fails; and how it failed."""
     shutil.rmtree(folder, ignore_errors=True)
-    write_config(cfg, folder)
+    write_config(many[0], folder)
+    for number, cfg in enumerate(many):
+        write_config(cfg, folder / str(number))
     (folder / "hide").write_text(str(int(hide)))
+    failed = ""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the error is returned
             launch(2, folder, "ftcore.probe")
     except (UserError, TrainingError) as error:
-        return [], str(error)
-    return [_read(folder / f"seen-{rank}") for rank in range(2)], ""
+        failed = str(error)
+    parts = [[folder / str(n) / f"seen-{rank}" for rank in range(2)] for n in range(len(many))]
+    seen = [p for p in parts if all(one.with_suffix(".json").is_file() for one in p)]
+    return [[_read(one) for one in p] for p in seen], failed
 
 
 def _rank(cfg: Config, run_dir: Path, stop: StopFlag) -> None:
     torch.set_num_threads(1)
-    seen = observe(cfg, run_dir, hide=(run_dir / "hide").read_text() == "1")
-    _write(run_dir / f"seen-{os.environ['RANK']}", seen)
+    hide = (run_dir / "hide").read_text() == "1"
+    folders = sorted(file.parent for file in run_dir.glob("*/config.yaml"))
+    if len(folders) > 1:  # one group for all: a second one can't be made at the same address
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    for folder in folders:
+        _write(folder / f"seen-{os.environ['RANK']}", observe(read_config(folder), folder, hide=hide))
 
 
 def _write(path: Path, seen: Seen) -> None:

@@ -52,6 +52,7 @@ __all__ = [
 ROWS = 8  # of the step whose gradient is compared
 STEPS = 4  # of a whole run
 ALLOWED = 1e-4  # relative; fp32 sums in another order differ by some 1e-6
+RANKS = f"a step of {ROWS} rows on one rank and on two (3+3+2), weights in shards"
 MEASURED = ("tokens_per_second", "memory_mb")  # of a record: differs from one run to the same again
 
 
@@ -171,37 +172,51 @@ def split_proof(cfg: Config, folder: Path) -> Proof:
     return next((p for p in proofs if not p.ok), max(proofs, key=lambda p: p.difference))
 
 
-def rank_proof(cfg: Config, folder: Path, trainer: Any = None) -> Proof:
+def rank_proof(cfg: Config, folder: Path, trainers: Sequence[Mapping[str, Any]] = ()) -> Proof:
     """The same rows on two ranks, with unequal micro-batches and weights in shards, are one gradient.
 
-    `trainer` is the node of a strategy; without one it is ddp on the CPU, whose parameters are hidden from
-    hooks that work on shards, as ZeRO-3's are.
+    `trainers` are nodes of strategies, each tried on the same two processes: the first that does not hold
+    is returned, else the one that differs most. Without any it is ddp on the CPU, whose parameters are
+    hidden from hooks that work on shards, as ZeRO-3's are.
 
     Raises:
-        UserError: the strategy and a plugin are declared not to combine.
+        UserError: a strategy and a plugin are declared not to combine.
     """
-    made = small(cfg, micro_batch_size=3)
-    device = None if trainer else "cpu"
-    made.trainer = (
-        {**trainer, "devices": 2} if trainer else TrainerConfig(strategy="ddp", device=device, devices=2)
-    )
-    build_hooks(made)
-    name = f"ranks ({trainer['strategy']})" if trainer else "ranks (ddp)"
-    compared = f"a step of {ROWS} rows on one rank and on two (3+3+2), weights in shards"
+    device = None if trainers else "cpu"
+    many = [small(cfg, micro_batch_size=3) for _ in trainers or (None,)]
+    for made, trainer in zip(many, trainers, strict=False):
+        made.trainer = {**trainer, "devices": 2}
+    if not trainers:
+        many[0].trainer = TrainerConfig(strategy="ddp", device=device, devices=2)
+    for made in many:
+        build_hooks(made)
     whole = observe(small(_plain(cfg, device)), folder)
 
     def prove(hide: bool) -> Proof:
-        parts, error = observe_ranks(made, folder / "ranks", hide=hide)
+        seen, error = observe_ranks(many, folder / "ranks", hide=hide)
+        proofs = [
+            _judge(_name(made), RANKS, whole, merge(parts), ranks=True)
+            for made, parts in zip(many, seen, strict=False)
+        ]
         if error:
             why = f"{error}; a shard is flat and one rank's part of a parameter, from shard.offset"
-            return Proof(name=name, compared=compared, difference=float("inf"), reason=why)
-        return _judge(name, compared, whole, merge(parts), ranks=True)
+            name = _name(many[len(seen)])
+            proofs.append(Proof(name=name, compared=RANKS, difference=float("inf"), reason=why))
+        return next((p for p in proofs if not p.ok), max(proofs, key=lambda p: p.difference))
 
-    proof = prove(hide=trainer is None)
-    if proof.reason and not trainer and not proof.reason.startswith("loss term") and prove(hide=False).ok:
+    proof = prove(hide=not trainers)
+    if proof.reason and not trainers and not proof.reason.startswith("loss term") and prove(hide=False).ok:
         why = "a hook reads the model's parameters where it has shards: under ZeRO-3 they are empty there"
         return replace(proof, reason=why)
     return proof
+
+
+def _name(cfg: Config) -> str:
+    """`ranks (ddp)`, `ranks (deepspeed, stage 2)`."""
+    if not isinstance(cfg.trainer, dict):
+        return f"ranks ({cfg.trainer.strategy})"
+    stage = f", stage {cfg.trainer['stage']}" if "stage" in cfg.trainer else ""
+    return f"ranks ({cfg.trainer['strategy']}{stage})"
 
 
 def repeat_proof(cfg: Config, folder: Path) -> Proof:
