@@ -27,7 +27,7 @@ How answers combine:
 Each example is a whole plugin in one file. To try it:
 
 ```console
-$ ftcore --plugin-file docs/examples/compute_loss.py +plugin=z_loss model=tiny_bert train.steps=20
+$ ftcore --plugin-file docs/examples/compute_loss.py +plugin=zloss model=tiny_bert train.steps=20
 ```
 """
 

@@ -21,9 +21,10 @@ body{background:var(--back);color:var(--text);font:16px/1.5 system-ui,sans-serif
 main{max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.5rem}h3{font-size:1rem;margin-bottom:.3rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;white-space:nowrap;color:var(--soft);padding:.3rem 0}
+caption{text-align:left;color:var(--soft);padding:.3rem 0}
 th,td{padding:.25rem .7rem .25rem 0;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
 th:first-child,td:first-child,td.text,th.text{text-align:left}td.text{overflow-wrap:anywhere;white-space:pre-wrap}
+th.text{min-width:12rem}
 svg{width:100%%;height:auto;max-width:60rem}svg text{font:13px system-ui,sans-serif;fill:var(--text)}
 svg text.small{font-size:12px;fill:var(--soft)}svg text.on{fill:var(--on)}
 .axis{stroke:var(--soft)}.grid{stroke:var(--line);stroke-width:.6}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,7 +20,7 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 44
 COLOURS = 8
 DASHES = ("", "7 3", "2 3", "10 3 2 3")
 SHAPES = ("circle", "square", "diamond", "triangle")
-NAME_WIDTH = 30  # characters of an arm's name beside a chart; the tooltip has all of it
+NAME_WIDTH, NAME_LINES = 28, 2  # of an arm's name beside a chart; the tooltip has all of it
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,18 @@ def _svg(height: float, title: str, desc: str, body: Sequence[str]) -> str:
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
-    shown = text if len(text) <= NAME_WIDTH else text[: NAME_WIDTH - 1] + "…"
-    whole = "" if shown == text else f"<title>{escape(text)}</title>"
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(shown)}{whole}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _name(x: float, y: float, name: str, kind: str = "", anchor: str = "start", lines: int = 1) -> str:
+    """A name around the height `y`, in at most so many lines; what is cut stands in a tooltip."""
+    folded = textwrap.wrap(name, NAME_WIDTH, max_lines=lines, placeholder="…", break_on_hyphens=False)
+    start = y + 4 - 7 * (len(folded) - 1)
+    spans = " ".join(
+        f'<tspan x="{x:.1f}" y="{start + 14 * i:.1f}">{escape(line)}</tspan>' for i, line in enumerate(folded)
     )
+    whole = f"<title>{escape(name)}</title>" if folded and folded[-1].endswith("…") else ""
+    return f'<text class="{kind}" text-anchor="{anchor}">{spans}{whole}</text>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -124,9 +132,9 @@ def _y_axis(low: float, high: float, bottom: float, label: str) -> list[str]:
 
 def _legend(labels: Sequence[str], top: float, *, dashed: bool) -> tuple[list[str], float]:
     """Names of lines or marks in columns below a chart, and its height."""
-    parts, columns = [], 3
+    parts, columns, step = [], 3, 18 if all(len(label) <= NAME_WIDTH for label in labels) else 32
     for i, label in enumerate(labels):
-        x, y = LEFT + (i % columns) * 215, top + (i // columns) * 18
+        x, y = LEFT + (i % columns) * 215, top + (i // columns) * step
         if dashed:
             parts.append(
                 f'<line x1="{x}" y1="{y}" x2="{x + 22}" y2="{y}" class="curve c{i % COLOURS}"'
@@ -134,8 +142,8 @@ def _legend(labels: Sequence[str], top: float, *, dashed: bool) -> tuple[list[st
             )
         else:
             parts.append(_mark(x + 11, y, i, label))
-        parts.append(_text(x + 28, y + 4, label, "small"))
-    return parts, 18 * math.ceil(len(labels) / columns) + 8
+        parts.append(_name(x + 28, y, label, "small", lines=NAME_LINES))
+    return parts, step * math.ceil(len(labels) / columns) + 8
 
 
 def strips(title: str, desc: str, groups: Sequence[tuple[str, Sequence[float]]], axis: str) -> str:
@@ -146,7 +154,7 @@ def strips(title: str, desc: str, groups: Sequence[tuple[str, Sequence[float]]],
     body = _x_axis(low, high, left, bottom, axis)
     for i, (label, values) in enumerate(groups):
         y = TOP + step * (i + 0.5)
-        body.append(_text(left - 10, y + 4, label, "", "end"))
+        body.append(_name(left - 10, y, label, "", "end", NAME_LINES))
         for j, value in enumerate(values):
             shift = ((j * 7) % 5 - 2) * 3.0  # apart, where values are equal
             body.append(_mark(x(value), y + shift, i, f"{label}: {value:.6g}", 4))
@@ -160,13 +168,13 @@ def forest(
     title: str, desc: str, rows: Sequence[tuple[str, float, float | None, float | None]], axis: str
 ) -> str:
     """Differences with their intervals, against a line at 0: (label, value, low, high)."""
-    left, step = 220, 28
+    left, step = 220, 34
     low, high = _range([0.0, *(v for _, *values in rows for v in values if v is not None)])
     x, bottom = _scale(low, high, left, WIDTH - RIGHT), TOP + step * len(rows)
     body = [*_x_axis(low, high, left, bottom, axis), _line(x(0), TOP, x(0), bottom, "zero")]
     for i, (label, value, start, end) in enumerate(rows):
         y = TOP + step * (i + 0.5)
-        body.append(_text(left - 10, y + 4, label, "", "end"))
+        body.append(_name(left - 10, y, label, "", "end", NAME_LINES))
         if start is not None and end is not None:
             body.append(_line(x(start), y, x(end), y, f"whisker c{(i + 1) % COLOURS}"))
         body.append(_mark(x(value), y, i + 1, f"{label}: {value:+.6g}"))
@@ -225,7 +233,7 @@ def bars(title: str, desc: str, rows: Sequence[tuple[str, float]], axis: str) ->
             f'<rect x="{start:.1f}" y="{y + 4:.1f}" width="{abs(x(value) - x(0)):.1f}" height="{step - 8}"'
             f' class="mark c2"><title>{escape(label)}: {value:.6g}</title></rect>'
         )
-        body.append(_text(left - 10, y + step / 2 + 4, label, "", "end"))
+        body.append(_name(left - 10, y + step / 2, label, "", "end"))
     return _svg(bottom + BOTTOM, title, desc, body)
 
 
@@ -236,10 +244,10 @@ def matrix(title: str, desc: str, labels: Sequence[str], counts: Sequence[Sequen
     body = []
     for i, row in enumerate(counts):
         y = top + i * cell
-        body.append(_text(left - 8, y + cell / 2 + 4, labels[i], "small", "end"))
+        body.append(_name(left - 8, y + cell / 2, labels[i], "small", "end"))
         body.append(
             f'<g transform="translate({left + (i + 0.6) * cell:.1f} {top - 6}) rotate(-40)">'
-            f"{_text(0, 0, labels[i], 'small')}</g>"
+            f"{_name(0, -4, labels[i], 'small')}</g>"
         )
         for j, count in enumerate(row):
             share = count / max(1, sum(row))
