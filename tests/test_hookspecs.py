@@ -26,6 +26,7 @@ HOOKS = {
     "on_gradients": ["shards", "lr", "step"],
     "on_step_end": ["state"],
     "on_log": ["record"],
+    "should_stop": ["record", "metric"],
     "eval_weights": ["shards"],
     "predict": ["model", "batch", "tokenizer", "cfg"],
     "evaluate": ["predictions", "labels", "split"],
