@@ -144,7 +144,7 @@ def bare_engine(folder: Path, stage: int, micro: int) -> Any:
 
 
 def measure_speed(folder: Path, rank: int, ranks: int) -> None:
-    """ftcore's step over that of a bare `deepspeed.initialize` loop, by turns; stage 2 and 3. Both clip at 1."""
+    """ftcore's step over a bare `deepspeed.initialize` loop's, by turns; stages 2 and 3, both clip at 1."""
     import torch
     from interleaved import compare
 
