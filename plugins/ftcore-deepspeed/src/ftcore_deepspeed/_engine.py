@@ -78,18 +78,21 @@ class Slices:
         flat = self.zero.fp32_partitioned_groups_flat[group]
         return Part(param, offset, flat, start, min(size, param.ds_numel - offset), group, index)
 
-    def gradient(self, part: Part) -> Tensor | None:
-        """The slice's gradient after the last backward; what is written into it is what the step reads."""
+    def gradients(self) -> dict[str, Tensor | None]:
+        """Each slice's gradient after the last backward; what is written into it is what the step reads."""
+        real = {
+            group: [g for g in grads or () if not getattr(g, "_zero_padding", False)]
+            for group, grads in ({} if self.offloaded else self.zero.averaged_gradients).items()
+        }
+        return {name: self._gradient(part, real) for name, part in self.parts.items()}
+
+    def _gradient(self, part: Part, real: Mapping[int, list[Tensor]]) -> Tensor | None:
         if part.numel == 0:
             return part.flat.detach()[:0]
         if self.offloaded:
             return None if part.flat.grad is None else part.of(part.flat.grad)
-        grads = self.zero.averaged_gradients.get(part.group)
-        if not grads:
-            return None
-        real = [g for g in grads if not getattr(g, "_zero_padding", False)]
-        gradient: Tensor = real[part.index].view(-1)[: part.numel]
-        return gradient
+        grads = real.get(part.group)
+        return grads[part.index].view(-1)[: part.numel] if grads else None
 
     def forget_gradients(self) -> None:
         """After a step: a parameter that the next one does not use must not find this one's gradient."""

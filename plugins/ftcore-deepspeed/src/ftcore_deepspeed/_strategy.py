@@ -78,18 +78,19 @@ class ZeRO(DDP):
     def _gradients(self) -> list[Tensor]:
         if self.slices is None:  # whole, on every rank
             return [p.grad for p in self.params.values() if p.grad is not None]
-        return [shard.grad for shard in self.shards() if shard.grad is not None]
+        return [grad for grad in self.slices.gradients().values() if grad is not None]
 
     def shards(self) -> list[Shard]:
         if self.slices is None:
             return super().shards()
+        grads = self.slices.gradients()
         return [
             Shard(
                 name=name,
                 shape=part.shape,
                 offset=part.offset,
                 value=part.of(part.flat),
-                grad=self.slices.gradient(part),
+                grad=grads[name],
                 pretrained=self.pretrained.get(name),
             )
             for name, part in self.slices.parts.items()
