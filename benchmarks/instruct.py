@@ -9,8 +9,10 @@ One block is an optimiser step over all rows, forward to update: the same useful
 less time. Each variant's first loss, from the same weights, is compared before it is timed. TRL trains no
 encoder-decoder, so with t5 the padded batches are the only peer. `--packer` times packing alone, with the
 rows of each pack made. `--tokenizing` compares making rows of prompts and of chats (rendering, labels, all)
-with the tokenizer's `encode_batch` of the same texts. `--memory` opens a run on so many rows, up to the first
-step's packs, and tells the most memory that its process had. `--cpu-time` counts the time of one thread,
+with the tokenizer's `encode_batch` of the same texts, and chats with transformers' `apply_chat_template` with
+its mask of the assistant's tokens, which TRL calls for each row. `--memory` opens a run on so many rows, up to
+the first step's packs, and tells the most memory that its process had, and how much it has of its own then
+(mapped files, which the system takes back at need, left out). `--cpu-time` counts the time of one thread,
 which others on the machine hardly change.
 """
 
@@ -192,8 +194,17 @@ def time_packer(clock: Callable[[], float]) -> None:
     print(f"TRL       20000 rows  {20_000 / seconds:>11,.0f} rows/s  {len(packs) / bound:.4f} x the bound")
 
 
+MARKED = """\
+{% for message in messages %}<s>{{ message['role'] }}
+{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}</s>{% endgeneration %}
+{% else %}{{ message['content'] }}</s>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<s>assistant
+{% endif %}"""
+"""A template that marks the answers itself, without which `apply_chat_template` gives no mask."""
+
+
 def time_tokenizing(rounds: int, clock: Callable[[], float]) -> None:
-    """Rows of 100 to 900 characters by `Encoder.rows`, against `encode_batch` of the same texts."""
+    """Rows of 100 to 900 characters by `Encoder.rows`, against `encode_batch` and `apply_chat_template`."""
     from ftcore_instruct._chat_template import PLAIN
     from ftcore_instruct._formats import Chat
     from ftcore_instruct._rows import Encoder
@@ -214,9 +225,8 @@ def time_tokenizing(rounds: int, clock: Callable[[], float]) -> None:
         for x in tasks
     ]
     chats = [{"chat": Chat(messages=m), **place} for m in said]
-    encoder = Encoder(
-        tokenizer, seq2seq=False, max_length=2048, train_on="assistant", wrap=False, system=None
-    )
+    options: Any = {"seq2seq": False, "max_length": 2048, "train_on": "assistant", "system": None}
+    encoder = Encoder(tokenizer, wrap=False, **options)
     rendered = [encoder.renderer.answers(x["chat"])[0] for x in chats]
 
     def block(work: Callable[[], Any]) -> Callable[[], float]:
@@ -236,6 +246,22 @@ def time_tokenizing(rounds: int, clock: Callable[[], float]) -> None:
     )
     compare(
         {"encode_batch": block(raw(rendered)), "chats": block(lambda: encoder.rows(chats, False))},
+        rounds=rounds,
+    )
+    tokenizer.chat_template = MARKED
+    encoder = Encoder(tokenizer, wrap=False, **options)
+
+    def peer(messages: Any) -> Any:
+        return tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+
+    row, theirs = encoder.rows(chats[:1], False)[0][0], peer(said[0])
+    assert row["input_ids"].tolist() == theirs["input_ids"]
+    assert (row["labels"] != -100).tolist() == [bool(x) for x in theirs["assistant_masks"]]
+    compare(
+        {
+            "apply_chat_template": block(lambda: [peer(m) for m in said]),
+            "chats": block(lambda: encoder.rows(chats, False)),
+        },
         rounds=rounds,
     )
 
@@ -258,7 +284,10 @@ def measure_memory(count: int) -> None:
         sampler = job.hooks.build_sampler(job.prepared.splits["train"], 16, 0)
         sampler(0, 0)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"{count:>9} rows  peak {peak:,.0f} MiB  {time.perf_counter() - started:.0f} s", flush=True)
+        status = dict(x.split(":", 1) for x in Path("/proc/self/status").read_text().splitlines())
+        own = int(status["RssAnon"].split()[0]) / 1024
+        print(f"{count:>9} rows  peak {peak:,.0f} MiB, its own {own:,.0f} MiB", end="  ")
+        print(f"{time.perf_counter() - started:.0f} s", flush=True)
         sys.stdout.flush()
         os._exit(0)
     os.waitpid(child, 0)
