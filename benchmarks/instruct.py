@@ -9,9 +9,9 @@ One block is an optimiser step over all rows, forward to update: the same useful
 less time. Each variant's first loss, from the same weights, is compared before it is timed. TRL trains no
 encoder-decoder, so with t5 the padded batches are the only peer. `--packer` times packing alone, with the
 rows of each pack made. `--tokenizing` compares making rows of prompts and of chats (rendering, labels, all)
-with the tokenizer's `encode_batch` of the same texts, and chats with transformers' `apply_chat_template` with
-its mask of the assistant's tokens, which TRL calls for each row. `--memory` opens a run on so many rows, up to
-the first step's packs, and tells the most memory that its process had, and how much it has of its own then
+with the tokenizer's `encode_batch` of the same texts, and chats with transformers' `apply_chat_template` and
+its mask of the assistant's tokens, which TRL calls for each row. `--memory` opens a run on so many rows, up
+to the first step's packs, and tells the most memory that its process had, and how much it has of its own then
 (mapped files, which the system takes back at need, left out). `--cpu-time` counts the time of one thread,
 which others on the machine hardly change.
 """
