@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,14 @@ def test_nothing_given_is_the_demo() -> None:
     assert (cfg.data.source, cfg.task.name, cfg.plugin) == ("files", "classify", {})
     assert compose(["model=tiny_bert"]).optim.lr == 1e-3
     assert compose(["model=tiny_bert", "optim.lr=0.5"]).optim.lr == 0.5
+
+
+def test_composing_often_looks_into_each_directory_once() -> None:
+    """A sweep composes hundreds of times in one process; each must cost what the first does."""
+    for _ in range(3):
+        compose([])
+        searched = [s.path for s in HydraConfig.get().runtime.config_sources if s.path]
+        assert len(searched) == len(set(searched))
 
 
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ and turns Hydra's errors into one line that says what to write instead.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -60,20 +61,27 @@ def slug(overrides: Sequence[str]) -> str:
     return f"{readable}-{hashlib.sha256('|'.join(kept).encode()).hexdigest()[:8]}"
 
 
-def _register() -> None:
-    """Tell Hydra our schemas, resolver and the `conf/` of every installed plugin. Idempotent."""
+@functools.cache  # one class in a process: Hydra would keep each, and look through all of them
+def _search_path() -> type[Any]:
+    """What adds the `conf/` of every installed plugin to Hydra's search path."""
     from hydra.core.config_search_path import ConfigSearchPath
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
-    from omegaconf import OmegaConf
 
     class FtcoreSearchPath(SearchPathPlugin):  # type: ignore[misc]
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
             for name, path in conf_dirs().items():
                 search_path.append(provider=f"ftcore-{name}", path=f"file://{path}")
 
-    Plugins.instance().register(FtcoreSearchPath)
+    return FtcoreSearchPath
+
+
+def _register() -> None:
+    """Tell Hydra our schemas, resolver and the `conf/` of every installed plugin. Idempotent."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+    from omegaconf import OmegaConf
+
+    Plugins.instance().register(_search_path())
     store = ConfigStore.instance()
     top = config.Config(model=None, data=None, task=None, optim=None, trainer=None)
     store.store(group="schema", name="config", node=OmegaConf.structured(top))
