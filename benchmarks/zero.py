@@ -139,7 +139,10 @@ def bare_engine(folder: Path, stage: int, micro: int) -> Any:
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {"stage": stage},
     }
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]  # biases and norms, as most scripts do
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=True)
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
 

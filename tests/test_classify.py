@@ -127,3 +127,12 @@ def test_predictions_are_log_probabilities_and_their_argmax() -> None:
     nll = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(-1)), math.log(1 + math.exp(3))]
     assert metrics["nll"] == pytest.approx(sum(nll) / 3, rel=1e-6)
     assert metrics["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_what_is_no_text_is_an_error_and_blank_labels_drop_the_row() -> None:
+    """The Python form of a list is nothing to train on; bytes are the text that they encode."""
+    with pytest.raises(UserError, match="'text' holds a list"):
+        formatted([{"text": ["a", "b"], "label": "yes"}])
+    (row, dropped) = formatted([{"text": "é".encode(), "label": "yes"}, {"text": "a", "label": " "}])
+    assert tiny.tokenizer("tiny_bert").decode(row["input_ids"]) == "<s>é</s>"
+    assert dropped == []

@@ -3,12 +3,14 @@
 import collections
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftcore import UserError
+from ftcore.config import Config, HubData
 from ftcore.data import fingerprint, guess_columns, label_names, load
 
 JSONL = '{"text": "good", "label": "yes"}\n{"text": "bad, \\"so\\"", "label": "no"}\n'
@@ -330,3 +332,57 @@ def test_fingerprint_is_of_the_content(config: Any, tmp_path: Path) -> None:
     ]
     assert prints[0] == prints[1]
     assert len(collections.Counter(prints)) == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_text_that_looks_like_a_date_stays_as_it_is(
+    config: Any, tmp_path: Path, name: str, streaming: bool
+) -> None:
+    """Arrow would take it for a time, and write it otherwise; also inside of lists."""
+    rows = [
+        {"text": "2024-05-01T10:00:00Z", "label": "2024-05-01", "n": 1, "turns": [{"content": "2023-01-02"}]},
+        {"text": None, "label": "2024-06-02", "n": 2, "turns": []},
+    ]
+    content = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(r) + "\n" for r in rows)
+    assert read(config, put(tmp_path / name, content), **{"data.streaming": streaming}) == rows
+
+
+def test_a_limit_of_a_stream_is_other_data_than_a_limit(config: Any, tmp_path: Path) -> None:
+    """One takes the first rows, the other draws: they never share formatted rows."""
+    cut = {"data.train": put(tmp_path / "a.jsonl", JSONL), "data.limit.train": 1}
+    stream, whole = (fingerprint(config({**cut, "data.streaming": s}), None) for s in (True, False))
+    assert stream != whole
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_data_are_known_by_their_bytes(config: Any, tmp_path: Path, suffix: str) -> None:
+    """Not by path and time, as `datasets` does: a copy may keep the time."""
+    seen, texts = [], ("good", "evil")
+    for text in (*texts, *texts):
+        content = f'{{"text": "{text}"}}\n' if suffix == ".jsonl" else f"text,n\n{text},1\n"
+        path = put(tmp_path / f"rows{suffix}", content)
+        os.utime(path, (1e9, 1e9))
+        seen.append(load(config({"data.train": path}))["train"]._fingerprint)
+    assert seen[:2] == seen[2:]
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_local_directory_as_hub_data_is_known_by_its_bytes(tmp_path: Path, streaming: bool) -> None:
+    """Also where it is streamed, which leaves `datasets` nothing to tell it by."""
+    cfg = Config(data=HubData(path=str(tmp_path / "hub"), streaming=streaming))
+    seen = []
+    for text in ("good", "evil", "good"):
+        path = put(tmp_path / "hub" / "train.jsonl", f'{{"text": "{text}", "label": "a"}}\n')
+        os.utime(path, (1e9, 1e9))
+        seen.append(fingerprint(cfg, load(cfg)))
+    assert seen[0] == seen[2] != seen[1]
+
+
+def test_a_blank_label_is_none_and_padded_ones_are_an_error() -> None:
+    """A class of its own would be made of each otherwise."""
+    rows = [{"label": value} for value in ("yes", "", " ", None, "no")]
+    assert label_names(rows, "label") == ["no", "yes"]
+    with pytest.raises(UserError, match="outer space"):
+        label_names([*rows, {"label": "yes "}], "label")

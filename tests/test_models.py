@@ -12,7 +12,7 @@ import torch
 from ftcore import UserError, tiny
 from ftcore.collate import pad
 from ftcore.config import Config, ModelConfig, TaskConfig
-from ftcore.models import load_model, load_tokenizer, locate, origin, set_dropout
+from ftcore.models import check_positions, load_model, load_tokenizer, locate, origin, set_dropout
 from ftcore.seeding import seed_global
 from ftcore.tasks import TASKS
 
@@ -229,3 +229,33 @@ def test_gguf_file_is_read_by_its_folder_and_name(tmp_path: Path) -> None:
     assert locate(ModelConfig(path="ftcore:smollm2")).endswith((".gguf", "SmolLM2-135M-Instruct"))
     with pytest.raises(UserError, match=r"tiny\.gguf: "):
         load(str(file), "causal_lm")
+
+
+@pytest.mark.parametrize("classes", [["a", "b", "d"], ["a", "b"]])
+def test_head_for_other_classes_is_drawn_anew(tmp_path: Path, classes: list[str]) -> None:
+    """As many classes or others: the trained head knows nothing of them. The body stays."""
+    model = load("ftcore:tiny_bert", "classify")
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer("tiny_bert").save_pretrained(tmp_path)
+    cfg = Config(model=ModelConfig(path=str(tmp_path)), task=TaskConfig(name="classify"), seed=1)
+    old, new = (
+        load_model(cfg, load_tokenizer(cfg), labels, TASKS["classify"].AUTO_MODEL)
+        for labels in (["a", "b", "c"], classes)
+    )
+    assert old.ftcore_new == frozenset()
+    assert new.ftcore_new == {"classifier.weight", "classifier.bias"}
+    assert old.classifier.weight.equal(model.classifier.weight)
+    assert not new.classifier.weight[:2].equal(model.classifier.weight[:2])
+    for (name, a), (_, b) in zip(old.bert.named_parameters(), new.bert.named_parameters(), strict=True):
+        assert a.equal(b), name
+
+
+def test_rows_longer_than_learned_positions_are_refused() -> None:
+    """Where positions are computed (Llama), there is no such end."""
+    model = load("ftcore:tiny_bert", "classify")
+    most = model.config.max_position_embeddings
+    check_positions(model, {"train": most})
+    with pytest.raises(UserError, match=rf"{most + 1} tokens, but the model has {most} positions"):
+        check_positions(model, {"train": most, "test": most + 1})
+    check_positions(load("ftcore:tiny_llama", "causal_lm"), {"train": 10**6})

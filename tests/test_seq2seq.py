@@ -86,3 +86,9 @@ def test_metrics_of_known_texts() -> None:
         {"prediction": ["the cat", "a b"], "target": ["the cat", "b a"], "nll": [2.0, 4.0], "tokens": [1, 3]}
     )
     assert metrics == {"exact_match": 0.5, "rouge1": 1.0, "rougeL": 0.75, "nll": 1.5}
+
+
+def test_zero_is_a_target_and_a_text() -> None:
+    """Only null and blank are none."""
+    zero, empty = formatted((0, 0), ("a", " "))
+    assert (zero["target"], empty) == ("0", [])

@@ -92,3 +92,19 @@ def test_any_path_reaches_hydra_as_it_was_typed(name: str) -> None:
     (argument,), _ = expand([f"data.train={name}"], CHOICES)
     value = OverridesParser.create().parse_override(argument).value()
     assert str(getattr(value, "text", value)) == name
+
+
+def test_splits_in_other_spellings_are_found_or_asked_about(folder: Path) -> None:
+    """Never cut anew, which would put test rows into training."""
+    for name in ("train.ndjson", "validation.NDJSON", "test-00000-of-00001.parquet"):
+        (folder / "other").mkdir(exist_ok=True)
+        (folder / "other" / name).touch()
+    full, _ = expand(["data=other"], CHOICES)
+    assert full[1:] == [
+        "data.train=other/train.ndjson",
+        "data.validation=other/validation.NDJSON",
+        "data.test=other/test-00000-of-00001.parquet",
+    ]
+    (folder / "loose" / "test_2.csv").touch()
+    with pytest.raises(UserError, match=r"is test_2.csv its test split\?"):
+        expand(["data=loose"], CHOICES)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["guess"]
+from ftcore.errors import UserError
+
+__all__ = ["guess", "is_missing", "text"]
 
 NAMES = {
     "text": (
@@ -28,7 +30,35 @@ PAIRS = {
     "text_a": "text_b",
     "question1": "question2",
 }
-NEEDED = {"classify": ("label", "text"), "causal_lm": ("text",), "seq2seq": ("target", "text")}
+NEEDED = {
+    "classify": ("label", "text"),
+    "causal_lm": ("text",),
+    "seq2seq": ("target", "text"),
+    "auto": ("text",),
+}
+
+
+def text(value: Any, column: str) -> str:
+    """A value as the text it stands for; a missing one is empty.
+
+    Raises:
+        UserError: a list, a mapping or other value that is no text, or bytes that are no UTF-8.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"column '{column}' holds bytes that are no UTF-8 text") from None
+    if not isinstance(value, str | int | float | bool):
+        raise UserError(f"column '{column}' holds a {type(value).__name__}, which is no text")
+    return str(value)
+
+
+def is_missing(label: Any) -> bool:
+    """Whether a label is none: null, or blank text."""
+    return label is None or (isinstance(label, str) and not label.strip())
 
 
 def guess(

@@ -300,7 +300,8 @@ def _absolute(cfg: config.Config) -> config.Config:
     """Local paths made absolute, so that a saved config means the same from anywhere."""
 
     def absolute(path: str | None) -> str | None:
-        return str(Path(path).absolute()) if path and not path.startswith("ftcore:") else path
+        is_path = path and not path.startswith("ftcore:")
+        return str(Path(path).expanduser().absolute()) if path and is_path else path
 
     if isinstance(cfg.data, config.FilesData):
         for split in ("train", "validation", "test"):

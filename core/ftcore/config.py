@@ -306,7 +306,7 @@ def validate(cfg: Config) -> None:
     for key, value in positive.items():
         rule(value is None or value >= 1, key, "at least 1", value)
     rule(data.split_seed >= 0, "data.split_seed", "at least 0", data.split_seed)
-    rule(train.epochs > 0, "train.epochs", "above 0", train.epochs)
+    rule(0 < train.epochs < math.inf, "train.epochs", "above 0, and finite", train.epochs)
     rule(
         (train.micro_batch_size or 1) <= train.batch_size,
         "train.micro_batch_size",
@@ -323,6 +323,7 @@ def validate(cfg: Config) -> None:
     rule(train.precision in PRECISIONS, "train.precision", f"one of {PRECISIONS}", train.precision)
     rule(optim.lr > 0, "optim.lr (the learning rate)", "above 0", optim.lr)
     rule(optim.weight_decay >= 0, "optim.weight_decay", "at least 0", optim.weight_decay)
+    rule(optim.eps > 0, "optim.eps", "above 0", optim.eps)
     rule(optim.warmup >= 0, "optim.warmup", "at least 0", optim.warmup)
     rule(optim.schedule in SCHEDULES, "optim.schedule", f"one of {SCHEDULES}", optim.schedule)
     good_betas = len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas)
@@ -335,9 +336,16 @@ def validate(cfg: Config) -> None:
     rule(dropout is None or 0 <= dropout < 1, "model.dropout", "in [0, 1) or null", dropout)
     for key, share in (("truncated", data.max_truncated), ("dropped", data.max_dropped)):
         rule(0 <= share <= 1, f"data.max_{key}", "a share, 0 to 1", share)
+    rule(
+        task.name == "classify" or task.name == "auto" or data.columns.text_pair is None,
+        "data.columns.text_pair",
+        f"null for task={task.name}, which reads one text",
+        data.columns.text_pair,
+    )
     if data.split is not None:
         good = len(data.split) == 3 and min(data.split) >= 0 and abs(sum(data.split) - 1) < 1e-6
-        rule(good, "data.split", "three shares that sum to 1: train, validation, test", data.split)
+        good = good and data.split[0] > 0
+        rule(good, "data.split", "three shares that sum to 1: train (above 0), validation, test", data.split)
     if isinstance(data, FilesData):
         for key, text, usual in (
             ("delimiter", data.csv.delimiter, (None, "tab")),

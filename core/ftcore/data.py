@@ -15,7 +15,7 @@ from typing import Any
 from ftcore import columns
 from ftcore.config import Config, FilesData, HubData
 from ftcore.errors import UserError, nearest, root_cause
-from ftcore.readers import SUFFIXES, dialect, head, read
+from ftcore.readers import SUFFIXES, content, dialect, head, read
 
 __all__ = ["fingerprint", "guess_columns", "label_names", "load", "require_columns"]
 
@@ -108,7 +108,10 @@ def _load_hub(data: HubData, offline: bool) -> dict[str, Any]:
                         f"data.splits.{split}: {data.path} has no split '{name}'; {nearest(name, known)}"
                     )
                 del wanted[split]  # a default name that this repository does not have
-        return {
+        commit = datasets.load_dataset_builder(
+            data.path, data.name, revision=data.revision, download_config=config
+        ).hash
+        splits = {
             split: datasets.load_dataset(
                 data.path,
                 data.name,
@@ -119,6 +122,9 @@ def _load_hub(data: HubData, offline: bool) -> dict[str, Any]:
             )
             for split, name in wanted.items()
         }
+        for dataset in splits.values() if data.streaming else ():
+            dataset._fingerprint = commit  # a stream has none of its own
+        return splits
     except UserError:
         raise
     except Exception as error:
@@ -203,9 +209,16 @@ def label_names(dataset: Any, column: str) -> list[str]:
         return names
     narrow = dataset.select_columns([column]) if hasattr(dataset, "select_columns") else dataset
     found = (row[column] for row in narrow)
-    values = {tuple(v) if isinstance(v, list) else v for v in found} - {None}
+    values = {tuple(v) if isinstance(v, list) else v for v in found if not columns.is_missing(v)}
     if any(isinstance(v, tuple) for v in values):
         raise UserError(f"column '{column}' holds lists; classification takes one label a row, not several")
+    stripped: dict[str, Any] = {}
+    for value in values:
+        if (other := stripped.setdefault(str(value).strip(), value)) != value and str(other) != str(value):
+            raise UserError(
+                f"column '{column}' has the labels '{other}' and '{value}', which differ by outer space"
+                " alone; make them one"
+            )
     numbers = {value: number for value in values if (number := _number(value)) is not None}
     if values and len(numbers) == len(values):
         ordered = sorted(values, key=lambda v: (numbers[v], str(v)))
@@ -236,15 +249,17 @@ def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
     digest = hashlib.sha256()
     if splits is None:
         for split in SPLITS:
-            for file in _files(path, split) if (path := getattr(cfg.data, split)) else ():
-                digest.update(f"{split}:{file.name}".encode())
-                with file.open("rb") as content:
-                    digest.update(hashlib.file_digest(content, "sha256").digest())
+            if path := getattr(cfg.data, split):
+                digest.update(f"{split}:{content(_files(path, split))}".encode())
     else:
         for split, dataset in splits.items():
             own = getattr(dataset, "fingerprint", None) or getattr(dataset, "_fingerprint", None)
             digest.update(f"{split}:{own or dataset.info}".encode())
+        if isinstance(cfg.data, HubData) and (root := Path(cfg.data.path or "").expanduser()).is_dir():
+            # The data sets' own is of the files' times, and of nothing where they are streamed.
+            digest.update(content(sorted(f for f in root.rglob("*") if f.is_file())).encode())
     csv = getattr(cfg.data, "csv", None)
-    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit), csv, "in proportion")
+    first = cfg.data.streaming  # of a stream a limit takes the first rows, else it draws
+    cut = (cfg.data.split, cfg.data.split_seed, vars(cfg.data.limit), csv, first)
     digest.update(repr(cut).encode())
     return digest.hexdigest()[:16]

@@ -82,7 +82,8 @@ class Defaults:
         tokenizer: Any,
         rng: Callable[[int], np.random.Generator],
     ) -> Batch:
-        return pad(examples, tokenizer.pad_token_id or 0, tokenizer.padding_side)
+        # To the right, whatever the tokenizer says: absolute positions must not depend on the neighbours.
+        return pad(examples, tokenizer.pad_token_id or 0)
 
     @hookimpl(trylast=True)
     def load_model(self, cfg: Config, tokenizer: Any, labels: Sequence[str]) -> torch.nn.Module:

@@ -13,7 +13,7 @@ from ftcore.contract import State
 from ftcore.defaults import Defaults
 from ftcore.errors import Interrupted, UserError, nearest
 from ftcore.hooks import Hooks
-from ftcore.models import go_offline, text_task
+from ftcore.models import check_positions, go_offline, text_task
 from ftcore.optim import build_optimizer
 from ftcore.plugins import Enabled, enable
 from ftcore.prepare import Prepared, prepare
@@ -127,10 +127,25 @@ def build_hooks(cfg: Config, extra: Sequence[Enabled] = ()) -> Hooks:
     if cfg.task.name == "auto":
         cfg = replace(cfg, task=replace(cfg.task, name=text_task(cfg)))
     hooks = Hooks(Defaults(cfg), [*enable(cfg.chosen_plugins(), cfg.trainer_plugin), *extra], cfg)
-    metric, known = (cfg.task.metric or "").lstrip("-").rpartition("/")[2], TASKS[cfg.task.name].METRICS
-    if metric and metric not in known and hooks.implemented("evaluate") == ["core"]:
-        raise UserError(f"task.metric: task={cfg.task.name} has no '{metric}'; {nearest(metric, known)}")
+    _check_metric(hooks)
     return hooks
+
+
+def _check_metric(hooks: Hooks) -> None:
+    """Refuse a `task.metric` that no evaluation will give, as far as that is known before one."""
+    cfg = hooks.cfg
+    known, (groups, _, metric) = (
+        TASKS[cfg.task.name].METRICS,
+        (cfg.task.metric or "").lstrip("-").rpartition("/"),
+    )
+    if not metric or hooks.implemented("evaluate") != ["core"]:
+        return
+    if metric not in known:
+        raise UserError(f"task.metric: task={cfg.task.name} has no '{metric}'; {nearest(metric, known)}")
+    if groups and not groups.startswith(("worst_group", "group")):
+        raise UserError(f"task.metric={cfg.task.metric}: write it without '{groups}/'")
+    if groups and cfg.data.columns.group is None:
+        raise UserError(f"task.metric={cfg.task.metric} needs data.columns.group: the column of the groups")
 
 
 def open_job(
@@ -154,7 +169,10 @@ def open_job(
         prepared = prepare(hooks, tokenizer)  # from the cache
     if len(set(strategy.gather(prepared.fingerprint))) > 1:
         raise UserError("the ranks read different data: a file changed while the run started; run again")
+    if cfg.train.early_stop and "validation" not in prepared.splits:
+        raise UserError("train.early_stop needs validation data: set data.validation or data.split")
     model, pretrained = hooks.load_model(tokenizer, prepared.labels)
+    check_positions(model, {s: int(rows.lengths.max()) for s, rows in prepared.splits.items()})
     model_config: Any = model.config
     if getattr(model_config, "use_cache", None):
         model_config.use_cache = False  # no use in training; generation asks for it

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftcore.errors import InUse
+from ftcore.errors import InUse, UserError
 
 __all__ = ["lease", "touched"]
 
@@ -32,9 +32,15 @@ def lease(directory: Path) -> Iterator[None]:
 
     Raises:
         InUse: another process holds it.
+        UserError: it can't be made, or written to.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    mine = _acquire(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        mine = _acquire(directory)
+    except OSError as error:
+        raise UserError(
+            f"can't write to {directory} ({error.strerror}); set hydra.run.dir, or mend it"
+        ) from error
     done = threading.Event()
     threading.Thread(target=_beat, args=(mine, done), daemon=True).start()
     try:

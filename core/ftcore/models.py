@@ -6,7 +6,7 @@ Weights are read from safetensors only: nothing here unpickles.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ftcore import tiny
 from ftcore.config import Config, ModelConfig
-from ftcore.errors import UserError, nearest
+from ftcore.errors import UserError, nearest, note
 from ftcore.seeding import seed_global
 
 __all__ = [
@@ -180,6 +180,9 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     path = "" if name else locate(cfg.model)
     config = _load_config(cfg, name, path)
     _check_task(config, cfg, auto_class)
+    new_head = _knows_other_classes(config, labels)
+    if new_head:
+        note(f"model.path={cfg.model.path} knows other classes; a new head is drawn for the data's labels")
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
@@ -196,7 +199,9 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
         if labels:
             _draw_head(model, cfg.seed)
     else:
-        model, new = _load_weights(loader, path, config, cfg)
+        model, new = _load_weights(loader, path, config, cfg, ignore_mismatched_sizes=new_head)
+        if new_head:
+            new = _redraw_head(model, cfg)
     if cfg.model.dropout is not None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -219,7 +224,32 @@ def _load_config(cfg: Config, name: str | None, path: str) -> Any:
         raise UserError(f"model.path={cfg.model.path}: {_first_line(error)}") from error
 
 
-def _load_weights(loader: Any, path: str, config: Any, cfg: Config) -> tuple[Any, list[str]]:
+def _knows_other_classes(config: Any, labels: Sequence[str]) -> bool:
+    """Whether a checkpoint classifies already, but into other classes than these."""
+    is_classifier = any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
+    return bool(labels) and is_classifier and list(config.id2label.values()) != list(labels)
+
+
+def _redraw_head(model: Any, cfg: Config) -> list[str]:
+    """Draw a trained head anew from the run's seed; returns its parameters' names."""
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise UserError(
+            f"model.path={cfg.model.path} classifies into other classes; its head can't be drawn anew while"
+            " ZeRO stage 3 splits the model: use trainer.stage=2"
+        )
+    names = []
+    for child, module in model.named_children():
+        if child != model.base_model_prefix:
+            names += [f"{child}.{name}" if name else child for name, _ in module.named_parameters()]
+            for param in module.parameters():
+                param._is_hf_initialized = False  # transformers would leave it as it is
+    _draw_head(model, cfg.seed)
+    return names
+
+
+def _load_weights(
+    loader: Any, path: str, config: Any, cfg: Config, *, ignore_mismatched_sizes: bool
+) -> tuple[Any, list[str]]:
     """The model, and the names of the parameters that the checkpoint did not have."""
     try:
         model, found = loader.from_pretrained(
@@ -228,6 +258,7 @@ def _load_weights(loader: Any, path: str, config: Any, cfg: Config) -> tuple[Any
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
             **_hub(cfg, path),
         )
     except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -260,7 +291,7 @@ def _has_head(model: Any) -> bool:
 
 
 def _draw_head(model: Any, seed: int) -> None:
-    """Draw a tiny model's classification head from the run's seed, as a pretrained model's new head is."""
+    """Draw a classification head from the run's seed, as a pretrained model's new head is."""
     seed_global(torch.device("cpu"), seed, "head")
     for name, child in model.named_children():
         if name != model.base_model_prefix:
@@ -308,6 +339,32 @@ def _check_task(config: Any, cfg: Config, auto_class: str) -> None:
         f"model.path={cfg.model.path} is a {config.model_type} model, which can't do task="
         f"{cfg.task.name}; that needs {needs.get(cfg.task.name, 'a text encoder or decoder')}"
     )
+
+
+def check_positions(model: Any, lengths: Mapping[str, int]) -> None:
+    """Refuse rows that are longer than a model with learned positions has places for.
+
+    Args:
+        lengths: tokens of the longest row, by split.
+
+    Raises:
+        UserError: names the split, its longest row and the model's positions.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        learned = name.endswith(("position_embeddings", "embed_positions", "wpe"))
+        if not (limit and learned and isinstance(module, torch.nn.Embedding)):
+            continue
+        # RoBERTa and its kin count from the padding's index on.
+        most = min(
+            limit, module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        )
+        for split, longest in lengths.items():
+            if longest > most:
+                raise UserError(
+                    f"the {split} data has a row of {longest} tokens, but the model has {most} positions;"
+                    f" set data.max_length={most}"
+                )
 
 
 def set_dropout(config: Any, p: float | None) -> None:

@@ -218,7 +218,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         state.pop("padding", None)
     else:
         state = sorted(tokenizer.get_vocab().items())
-    rest = (type(tokenizer).__name__, str(tokenizer.special_tokens_map), tokenizer.chat_template)
+    side, specials = getattr(tokenizer, "truncation_side", ""), str(tokenizer.special_tokens_map)
+    rest = (type(tokenizer).__name__, specials, tokenizer.chat_template, side)
     return hashlib.sha256(repr((state, rest)).encode()).hexdigest()[:16]
 
 
@@ -274,6 +275,7 @@ def _format(
         except Exception as error:
             row = _blame(hooks, tokenizer, examples, labels, split)
             where = f"row {start + row}" if row is not None else f"rows {start}-{start + len(examples) - 1}"
+            where += _counted(hooks.cfg, split)
             raise UserError(f"{split} data, {where} (0-based): {error}") from error
         for number, entry in enumerate(entries, start):
             rows = [entry] if isinstance(entry, Mapping) else entry
@@ -310,20 +312,27 @@ def _judge(audit: Audit, split: str, cfg: Config) -> None:
     """Fail the run where more rows than allowed are cut or unusable."""
     if audit.trained_tokens == 0:
         raise UserError(f"the {split} data trains on nothing: every label of its {audit.rows} rows is masked")
+    counted = _counted(cfg, split)
     truncated = audit.truncated / max(1, audit.rows)
     if truncated > cfg.data.max_truncated:
         raise UserError(
             f"{audit.truncated} of {audit.rows} rows in the {split} data are truncated to"
             f" data.max_length={cfg.data.max_length} tokens (the longest has {audit.longest},"
-            f" examples {audit.cut} (0-based) are cut); raise data.max_length, or allow it by"
+            f" examples {audit.cut} (0-based){counted} are cut); raise data.max_length, or allow it by"
             f" data.max_truncated={_round_up(truncated)}"
         )
     unusable = (audit.dropped + audit.masked) / max(1, audit.examples)
     if unusable > cfg.data.max_dropped:
         raise UserError(
             f"{audit.dropped + audit.masked} of {audit.examples} rows in the {split} data"
-            f" {audit.why()}; mend them, or allow it by data.max_dropped={_round_up(unusable)}"
+            f" {audit.why()}{counted}; mend them, or allow it by data.max_dropped={_round_up(unusable)}"
         )
+
+
+def _counted(cfg: Config, split: str) -> str:
+    """What to say of row numbers that are not those of the file."""
+    cut = cfg.data.split is not None or getattr(cfg.data.limit, split, None) is not None
+    return ", counted after data.split and data.limit" if cut else ""
 
 
 def _round_up(share: float) -> float:

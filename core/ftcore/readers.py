@@ -6,9 +6,12 @@ data larger than memory can be loaded. Delimited text and Parquet are read in ba
 """
 
 import contextlib
+import functools
+import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +22,7 @@ from ftcore import delimited
 from ftcore.config import FilesData
 from ftcore.errors import UserError, root_cause
 
-__all__ = ["SUFFIXES", "cache_root", "dialect", "head", "read", "scratch_directory"]
+__all__ = ["SUFFIXES", "cache_root", "content", "dialect", "head", "read", "scratch_directory"]
 
 SUFFIXES = {
     ".jsonl": "json",
@@ -30,6 +33,7 @@ SUFFIXES = {
     ".parquet": "parquet",
 }
 CHUNK = 1000  # rows of an Arrow batch
+DATE = re.compile(rb'"\d{4}-\d\d-\d\d')  # how a text begins that Arrow would take for a time
 
 
 def read(files: Sequence[Path], data: FilesData) -> Any:
@@ -41,15 +45,28 @@ def read(files: Sequence[Path], data: FilesData) -> Any:
     kind = SUFFIXES[files[0].suffix.lower()]
     try:
         if kind == "json":
-            return _read_json(files, data.streaming)
-        schema, batches = (_csv if kind == "csv" else _parquet)(files, data)
-        if next(batches(), None) is None:
-            raise UserError(f"{files[0]} has no rows")
-        return _stream(schema, batches) if data.streaming else _load(schema, batches)
+            dataset = _read_json(files, data.streaming)
+        else:
+            schema, batches = (_csv if kind == "csv" else _parquet)(files, data)
+            if next(batches(), None) is None:
+                raise UserError(f"{files[0]} has no rows")
+            dataset = _stream(schema, batches) if data.streaming else _load(schema, batches)
+        dataset._fingerprint = content(files, data.csv)  # its own is of paths and times
+        return dataset
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"can't read {files[0]}: {root_cause(error)}") from error
+
+
+def content(files: Sequence[Path], *more: Any) -> str:
+    """Digest of the files' names and bytes, and of what else decides the rows."""
+    digest = hashlib.sha256(repr(more).encode())
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def head(file: Path, data: FilesData) -> Iterator[dict[str, Any]]:
@@ -141,28 +158,63 @@ def dialect(file: Path, data: FilesData) -> delimited.Dialect:
 
 def _read_json(files: Sequence[Path], streaming: bool) -> Any:
     import datasets
+    import pyarrow as pa
 
-    for file in files:
-        _check_json(file)
+    has_dates = sum(map(_check_json, files)) > 0  # each file is checked
     with scratch_directory() as scratch:
-        dataset = datasets.load_dataset(
+        load = functools.partial(
+            datasets.load_dataset,
             "json",
             data_files=[str(f) for f in files],
             split="train",
-            streaming=streaming,
             cache_dir=str(scratch),
         )
-    if not streaming and len(dataset) == 0:
-        raise UserError(f"{files[0]} has no rows")
-    return dataset
+        dataset = load(streaming=streaming)
+        if not streaming and len(dataset) == 0:
+            raise UserError(f"{files[0]} has no rows")
+        if not has_dates:
+            return dataset
+        features = dataset.features or load().features  # of a streamed array they are not known
+    schema = _without_times(features.arrow_schema)
+
+    def batches() -> Iterator[Any]:
+        rows = (row for file in files for row in _json_rows(file))
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            yield pa.RecordBatch.from_pylist(chunk, schema=schema)
+
+    return _stream(schema, batches) if streaming else _load(schema, batches)
 
 
-def _check_json(file: Path) -> None:
-    """Raise for the first line that is no JSON object, or whose text is no text."""
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open("rb") as lines:
+        is_array = lines.read(1) == b"["
+        lines.seek(0)
+        yield from json.loads(lines.read()) if is_array else (json.loads(x) for x in lines if x.strip())
+
+
+def _without_times(schema: Any) -> Any:
+    """An Arrow schema with texts where times were found: `datasets` would write 2024-05-01 otherwise."""
+    import pyarrow as pa
+
+    def plain(kind: Any) -> Any:
+        if pa.types.is_temporal(kind):
+            return pa.string()
+        if pa.types.is_list(kind):
+            return pa.list_(plain(kind.value_type))
+        if pa.types.is_struct(kind):
+            return pa.struct([(field.name, plain(field.type)) for field in kind])
+        return kind
+
+    return pa.schema([(field.name, plain(field.type)) for field in schema], metadata=None)
+
+
+def _check_json(file: Path) -> bool:
+    """Raise for the first line that is no JSON object, or whose text is no text; whether dates are there."""
+    has_dates = False
     with file.open("rb") as lines:
         if lines.read(1) == b"[":
             _check_json_array(file)
-            return
+            return DATE.search(file.read_bytes()) is not None
         lines.seek(0)
         for number, line in enumerate(lines, start=1):
             try:
@@ -170,10 +222,12 @@ def _check_json(file: Path) -> None:
                 reason = "" if isinstance(row, dict) else "is no JSON object"
             except ValueError as error:
                 reason = f"is broken JSON ({error})"
+            has_dates = has_dates or DATE.search(line) is not None
             if not reason and b"\\ud" in line.lower():  # what an escaped surrogate starts with
                 reason = _lone_surrogate(row)
             if reason:
                 raise UserError(f"{file} line {number} {reason}; mend or remove that line")
+    return has_dates
 
 
 def _check_json_array(file: Path) -> None:

@@ -363,7 +363,9 @@ def _take_directory(cfg: Config, run_dir: Path) -> None:
         for name in OWN:
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    plain = dataclasses.asdict(dataclasses.replace(cfg, force=False))
+    # What was asked of this start alone is not asked of the ones that go on with it.
+    train = dataclasses.replace(cfg.train, resume=True)
+    plain = dataclasses.asdict(dataclasses.replace(cfg, force=False, train=train))
     OmegaConf.save(OmegaConf.create(plain), run_dir / "config.yaml")
     _point_latest(run_dir)
 

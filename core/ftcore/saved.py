@@ -15,7 +15,7 @@ from typing import Any
 from ftcore.config import Config, FilesData, Limit, TrainerConfig, from_plain
 from ftcore.errors import UserError
 from ftcore.job import Job, build_hooks
-from ftcore.models import go_offline, locate
+from ftcore.models import check_positions, go_offline, locate, text_task
 from ftcore.prepare import prepare
 from ftcore.run import read_config
 from ftcore.screen import Screen
@@ -81,6 +81,8 @@ def _of_run(folder: Path) -> Saved:
     device = cfg.trainer.get("device") if isinstance(cfg.trainer, dict) else cfg.trainer.device
     cfg.model.path, cfg.model.revision, cfg.model.add_tokens = str(folder / "model"), None, None
     cfg.trainer = TrainerConfig(device=device)
+    if cfg.task.name == "auto":
+        cfg.task.name = text_task(cfg)
     cfg.train.micro_batch_size = run["micro_batch_size"]  # the same batches, so the same digits
     cfg.train.batch_size = max(cfg.train.batch_size, run["micro_batch_size"])
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -131,7 +133,10 @@ def _set(cfg: Config, settings: Sequence[str]) -> Config:
         changed: Any = OmegaConf.merge(OmegaConf.create(plain), OmegaConf.from_dotlist(list(settings)))
     except OmegaConfBaseException as error:
         raise UserError(f"can't read {' '.join(settings)}: {str(error).partition(chr(10))[0]}") from error
-    return from_plain(OmegaConf.to_container(changed))  # type: ignore[arg-type]
+    wanted: Any = OmegaConf.to_container(changed)
+    if any(s.startswith("train.micro_batch_size") for s in settings):  # nothing is trained here
+        wanted["train"]["batch_size"] = wanted["train"]["micro_batch_size"] or cfg.train.batch_size
+    return from_plain(wanted)
 
 
 def read_file(cfg: Config, path: str) -> Any:
@@ -169,6 +174,7 @@ def ready(saved: Saved, screen: Screen, raw: dict[str, Any] | None = None) -> Jo
         # Another number of threads adds up in another order, which changes last digits.
         torch.set_num_threads(saved.run["machine"].get("threads") or torch.get_num_threads())
     model: Any = hooks.load_exported(tokenizer, saved.labels)
+    check_positions(model, {s: int(rows.lengths.max()) for s, rows in prepared.splits.items()})
     if getattr(model.config, "use_cache", None):
         model.config.use_cache = False
     strategy.prepare(model, lambda m: torch.optim.SGD(m.parameters()))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ftcore.errors import UserError
+from ftcore.readers import SUFFIXES
 
 __all__ = ["expand"]
 
@@ -29,7 +30,6 @@ SPLIT_FILES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def expand(
@@ -97,9 +97,15 @@ def _parts(directory: Path) -> dict[str, str]:
     found = {}
     for split, names in SPLIT_FILES.items():
         for path in sorted(directory.iterdir()):
-            known = path.suffix in SUFFIXES or path.is_dir()
-            if known and path.name.removesuffix(path.suffix).lower() in names and split not in found:
+            known = path.suffix.lower() in SUFFIXES or path.is_dir()
+            stem = path.name.removesuffix(path.suffix).lower().removesuffix("-00000-of-00001")
+            if known and stem in names and split not in found:
                 found[split] = str(path)
+            elif known and path.is_file() and re.match(rf"({'|'.join(names)})[^a-z]", stem):
+                raise UserError(
+                    f"data={directory}: is {path.name} its {split} split? Name the files:"
+                    f" data=files data.{split}={path}, or call it {split}{path.suffix}"
+                )
     return found if "train" in found else {}
 
 

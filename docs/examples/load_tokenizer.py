@@ -1,14 +1,14 @@
-"""Pad on the left."""
+"""Keep the end of a text that is too long."""
 
 from ftcore import hookimpl, plugin
 
 
 @plugin(api=1)
-class PadLeft:
-    """Pad on the left, where the model reads the last token."""
+class KeepEnd:
+    """Cut a text that is longer than `data.max_length` at its beginning."""
 
     @hookimpl(wrapper=True)
     def load_tokenizer(self):
         tokenizer = yield
-        tokenizer.padding_side = "left"
+        tokenizer.truncation_side = "left"
         return tokenizer

@@ -41,8 +41,11 @@ def main(arguments: Sequence[str]) -> int:
     target = Path(options.to).expanduser().absolute()
     if target.exists():
         raise UserError(f"--to {target} is there already; name a new directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"can't write to {target.parent}: {error.strerror}") from error
     try:
         _write(folder, scratch, options.dtype, options.shard_size)
         scratch.chmod(0o755)  # a temporary directory is its owner's alone

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ftcore.columns import text
 from ftcore.config import Config
 from ftcore.contract import Batch, Formatted, LossTerm
 
@@ -24,13 +25,13 @@ def format_examples(
     A window's first token is predicted by nothing, so windows overlap by one token: each token of
     the text is trained once.
     """
-    texts = [str(e[cfg.data.columns.text] or "") for e in examples]
+    texts = [text(e[cfg.data.columns.text], cfg.data.columns.text) for e in examples]
     size = cfg.data.max_length
     entries: list[Formatted | Sequence[Formatted]] = []
-    for text, ids in zip(texts, tokenizer(texts, verbose=False)["input_ids"], strict=True):
+    for one, ids in zip(texts, tokenizer(texts, verbose=False)["input_ids"], strict=True):
         if ids[-1:] != [tokenizer.eos_token_id] and tokenizer.eos_token_id is not None:
             ids = [*ids, tokenizer.eos_token_id]
-        starts = range(0, max(1, len(ids) - 1), size - 1) if text.strip() else ()
+        starts = range(0, max(1, len(ids) - 1), size - 1) if one.strip() else ()
         windows = [ids[s : s + size] for s in starts]
         entries.append([{"input_ids": w, "labels": w} for w in windows])
     return entries

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ftcore.columns import is_missing, text
 from ftcore.config import Config
 from ftcore.contract import Batch, Formatted, LossTerm
 from ftcore.errors import UserError
@@ -23,8 +24,8 @@ def format_examples(
     """Token rows with the label's index; an empty text or a missing label drops the example."""
     columns, index = cfg.data.columns, {name: i for i, name in enumerate(labels)}
     names = [columns.text, *([columns.text_pair] if columns.text_pair else [])]
-    good = [i for i, e in enumerate(examples) if _usable(e, names) and e[columns.label] is not None]
-    texts = [[str(examples[i][name]) for i in good] for name in names]
+    good = [i for i, e in enumerate(examples) if _usable(e, names) and not is_missing(e[columns.label])]
+    texts = [[text(examples[i][name], name) for i in good] for name in names]
     entries: list[Formatted | Sequence[Formatted]] = [[] for _ in examples]
     for i, row in zip(good, _encode(texts, tokenizer, cfg.data.max_length), strict=True):
         entries[i] = {**row, "labels": _label(examples[i][columns.label], index, labels)}
@@ -32,7 +33,7 @@ def format_examples(
 
 
 def _usable(example: Mapping[str, Any], names: Sequence[str]) -> bool:
-    return all(example[name] is not None and str(example[name]).strip() for name in names)
+    return all(text(example[name], name).strip() for name in names)
 
 
 def _label(value: Any, index: Mapping[str, int], labels: Sequence[str]) -> int:

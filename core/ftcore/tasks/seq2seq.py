@@ -6,6 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from ftcore.columns import text
 from ftcore.config import Config
 from ftcore.contract import Batch, Formatted, LossTerm
 from ftcore.metrics import exact_match, rouge
@@ -24,7 +25,7 @@ def format_examples(
     columns, size = cfg.data.columns, cfg.data.max_length
     entries: list[Formatted | Sequence[Formatted]] = []
     for example in examples:
-        source, target = str(example[columns.text] or ""), str(example[columns.target] or "")
+        source, target = (text(example[c], c) for c in (columns.text, columns.target))
         if not source.strip() or not target.strip():
             entries.append([])
             continue

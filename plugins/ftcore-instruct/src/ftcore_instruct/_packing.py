@@ -132,10 +132,10 @@ def flatten(examples: Sequence[Mapping[str, Any]], decoder: bool) -> Batch:
     return Batch(tensors, columns={**_columns(examples), "length": lengths, "target_length": targets})
 
 
-def padded(examples: Sequence[Mapping[str, Any]], decoder: bool, pad_token_id: int, side: str) -> Batch:
+def padded(examples: Sequence[Mapping[str, Any]], decoder: bool, pad_token_id: int) -> Batch:
     """Rows padded to the longest: `input_ids`, `attention_mask`, `labels` (and `weights`)."""
     only = [{name: e[name] for name in TOKENS if name in e} for e in examples]
-    batch = pad(only, pad_token_id, side)
+    batch = pad(only, pad_token_id)
     if decoder:
         batch["kept"] = kept_positions(batch["labels"])
     batch.columns.update(_columns(examples))

@@ -173,7 +173,7 @@ class Instruct:
     def collate(self, examples: Sequence[Mapping[str, Any]], tokenizer: Any) -> Batch:
         if self.pack:
             return flatten(examples, self._decoder)
-        return padded(examples, self._decoder, tokenizer.pad_token_id or 0, tokenizer.padding_side)
+        return padded(examples, self._decoder, tokenizer.pad_token_id or 0)
 
     @hookimpl
     def count_units(self, batch: Batch) -> dict[str, float]:
