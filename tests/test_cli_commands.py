@@ -303,3 +303,19 @@ def test_twenty_prepare_at_once_make_nothing_twice(tmp_path: Path) -> None:
     calls = (tmp_path / "calls").read_text().splitlines()
     assert sorted(c.split()[1] for c in calls) == ["test", "train", "validation"]
     assert len({c.split()[0] for c in calls}) == 1
+
+
+def test_a_run_with_its_task_found_out_predicts_in_larger_batches(tmp_path: Path) -> None:
+    """`task=auto` is settled by the model; nothing is trained, so any micro-batch will do."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"content": f"a text {i}"} for i in range(9)])
+    settings = ["task=auto", "model=tiny_llama", "data=files", f"data.train={rows}", "train.steps=2"]
+    trained, predicted = run_each(
+        [
+            [*settings, "hydra.run.dir=run", "train.batch_size=4"],
+            ["predict", "run", rows, "train.micro_batch_size=64"],
+        ],
+        tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert predicted.returncode == 0, predicted.stderr
+    assert len(lines(predicted.stdout)) == 9

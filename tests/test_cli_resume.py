@@ -282,3 +282,17 @@ def test_ranks_asked_to_stop_save_together(told: Told) -> None:
     code, output = story.seen["SIGTERM"]
     assert code == 75, output
     assert len(re.findall(rf"ftcore resume {story.run_dir}", output)) == 1
+
+
+def test_a_run_that_asked_to_start_anew_can_be_resumed(tmp_path: Path) -> None:
+    """`train.resume=false` is for that start alone: resuming must not begin again."""
+    story = Story(tmp_path, "anew", "train.steps=3000", "train.resume=false")
+    process = story.until(4)
+    process.send_signal(signal.SIGINT)
+    code, output = ended(process)
+    assert code == 130, output
+    assert "resume: true" in (story.run_dir / "config.yaml").read_text()
+    process = story.further()  # `ftcore resume`
+    process.send_signal(signal.SIGINT)
+    _, output = ended(process)
+    assert "resuming at step" in output
