@@ -319,3 +319,25 @@ def test_a_run_with_its_task_found_out_predicts_in_larger_batches(tmp_path: Path
     assert trained.returncode == 0, trained.stderr
     assert predicted.returncode == 0, predicted.stderr
     assert len(lines(predicted.stdout)) == 9
+
+
+def test_own_configs_are_planned_and_previewed(tmp_path: Path) -> None:
+    """`--config-dir`, as for a run; the jobs of a sweep are told as they were given."""
+    own = tmp_path / "own" / "experiment" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\ndefaults:\n  - override /model: tiny_bert\ntrain:\n  steps: 3\n")
+    asked = ["--config-dir", "own", "experiment=mine"]
+    sweep, shown, missing = run_each(
+        [
+            ["plan", "--json", "-m", *asked, "seed=1,2"],
+            ["preview", *asked, "--rows", "1"],
+            ["plan", "--config-dir", "nope", "experiment=mine"],
+        ],
+        tmp_path,
+    )
+    assert [j["overrides"] for j in json.loads(sweep.stdout)["jobs"]] == [
+        ["experiment=mine", "seed=1"],
+        ["experiment=mine", "seed=2"],
+    ]
+    assert shown.stdout.startswith("train example 0"), shown.stderr
+    assert missing.stderr == "ftcore: error: --config-dir: no such directory: nope\n"

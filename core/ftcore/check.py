@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.commands import Parser
+from ftcore.commands import Parser, parse_run
 
 if TYPE_CHECKING:
     from ftcore.config import Config
@@ -32,8 +32,7 @@ def check(arguments: Sequence[str]) -> int:
         description="Try a run's whole course on a few rows, and prove that its gradient is scaled right.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
-    options = parser.parse_args(arguments)
+    options = parse_run(parser, arguments)
     from ftcore.compose import compose
 
     cfg = compose(options.overrides)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ftcore.errors import UserError
 
-__all__ = ["Parser", "plugins", "resume"]
+__all__ = ["Parser", "parse_run", "plugins", "resume"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +21,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (`{self.prog} --help` shows how)")
+
+
+def parse_run(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command that takes a run's arguments (`overrides`), `--config-dir` among them."""
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a directory of your own configs")
+    parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
+    options = parser.parse_intermixed_args(arguments)
+    if (folder := options.config_dir) is not None:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir: no such directory: {folder}")
+        options.overrides.append(f"hydra.searchpath=['file://{folder.absolute()}']")
+    return options
 
 
 def plugins(arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.commands import Parser
+from ftcore.commands import Parser, parse_run
 from ftcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         "--gpu-memory", type=float, metavar="GB", help="of one device: names the fastest trainer that fits it"
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="of a sweep: its jobs and their state")
-    parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
-    options = parser.parse_args(arguments)
+    options = parse_run(parser, arguments)
     if options.multirun:
         report = _sweep(options.overrides, options.measure)
         print(json.dumps(report, indent=2) if options.json else _sweep_text(report))
@@ -281,7 +280,8 @@ def _sweep(overrides: Sequence[str], measure: bool) -> dict[str, Any]:
     from ftcore.run import state
 
     jobs, took, unfinished = [], [], []
-    for cfg, run_dir, given in compose_sweep(overrides):
+    for cfg, run_dir, settings in compose_sweep(overrides):
+        given = [s for s in settings if not s.startswith("hydra.searchpath=")]  # of --config-dir
         job: dict[str, Any] = {"overrides": given, "directory": str(run_dir)}
         try:
             job["state"] = state(cfg, run_dir)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcore.commands import Parser
+from ftcore.commands import Parser, parse_run
 from ftcore.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="ftcore prepare",
         description="Download, tokenise and audit what a run needs; then offline=true asks no network.",
     )
-    parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
-    options = parser.parse_args(arguments)
+    options = parse_run(parser, arguments)
     from ftcore.compose import compose
     from ftcore.job import build_hooks
     from ftcore.prepare import cache_root, prepare

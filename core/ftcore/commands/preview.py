@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ftcore.commands import Parser
+from ftcore.commands import Parser, parse_run
 from ftcore.errors import UserError
 
 __all__ = ["main", "marked"]
@@ -24,8 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--split", default="train", help="train, validation or test")
     parser.add_argument("--rows", type=int, default=3, help="how many")
-    parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
-    options = parser.parse_args(arguments)
+    options = parse_run(parser, arguments)
     from ftcore.compose import compose
     from ftcore.job import build_hooks
     from ftcore.prepare import prepare
