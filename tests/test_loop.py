@@ -223,3 +223,24 @@ def test_early_stop_counts_evaluations_without_a_new_best(open_tiny: Any) -> Non
     train(job)
     assert job.progress.step == 3
     assert job.progress.best_weights == "best-1"
+
+
+@plugin()
+class Odd:
+    """A metric that is not a number at first."""
+
+    def __init__(self) -> None:
+        self.values = iter([float("nan"), 0.1, float("nan"), 0.3, 0.2])
+
+    @hookimpl
+    def evaluate(self, predictions: Any) -> dict[str, float]:
+        return {"odd": next(self.values)}
+
+
+def test_what_is_no_number_is_never_better_than_a_number(open_tiny: Any) -> None:
+    """Nor does it keep later weights from being the best."""
+    rows = [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}]
+    job = open_tiny({"train.steps": 5, "train.eval_every": 1}, Odd(), validation=rows)
+    job.cfg.task.metric = "odd"
+    train(job)
+    assert (job.progress.best_weights, job.progress.best["eval/odd"]) == ("best-4", 0.3)

@@ -288,8 +288,10 @@ def _is_best(job: Job, metrics: dict[str, float]) -> bool:
     if f"eval/{name}" not in metrics:
         known = ", ".join(k.removeprefix("eval/") for k in metrics)
         raise UserError(f"task.metric: no metric '{name}'; there are: {known}")
-    best = job.progress.best
-    return not best or sign * metrics[f"eval/{name}"] > sign * best[f"eval/{name}"]
+    if not job.progress.best:
+        return True
+    best = job.progress.best[f"eval/{name}"]
+    return math.isnan(best) or sign * metrics[f"eval/{name}"] > sign * best
 
 
 def _save(job: Job, clock: Clock) -> None:
