@@ -11,9 +11,11 @@ import torch.nn.functional as F
 import transformers
 
 from ftcore import UserError
+from ftcore.collate import pad
 from ftcore.tiny import config
 from ftcore_instruct._attention import Lengths, Segments, check_packing, segment_attention, use_segments
 from ftcore_instruct._forward import call, loss_term
+from ftcore_instruct._loss import kept_positions
 from ftcore_instruct._packing import flatten, padded
 
 SMALL: dict[str, Any] = {
@@ -127,7 +129,10 @@ def test_ordinary_calls_compute_what_they_did(name: str) -> None:
     model = build(name).eval()
     decoder = not model.config.is_encoder_decoder
     data = rows(model)
-    batch = padded(data, decoder, 0, "left" if decoder else "right")
+    batch = padded(data, decoder, 0)
+    if decoder:  # as generation pads
+        batch = pad([{k: row[k] for k in ("input_ids", "labels")} for row in data], 0, "left")
+        batch["kept"] = kept_positions(batch["labels"])
     with torch.no_grad():
         before = call(model, batch, keep=False).logits
         use_segments(model)

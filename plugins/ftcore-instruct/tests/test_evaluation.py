@@ -66,7 +66,7 @@ def test_predictions_equal_loops_by_hand(name: str, pack: bool) -> None:
     model, tokenizer, decoder = model_of(name), tiny.tokenizer(name), name == "tiny_llama"
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
-        return flatten(rows, decoder) if pack else padded(rows, decoder, 0, "right")
+        return flatten(rows, decoder) if pack else padded(rows, decoder, 0)
 
     rows = data(decoder)
     with torch.no_grad():

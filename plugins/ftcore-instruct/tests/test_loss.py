@@ -44,7 +44,7 @@ def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
 def test_padded_loss_is_that_of_each_row(keep: bool, smoothing: float) -> None:
     """A padded batch, with logits where they are trained or everywhere; masked rows count for nothing."""
     model = llama()
-    batch = padded(ROWS, True, 0, "right")
+    batch = padded(ROWS, True, 0)
     term = loss_term(model, batch, call(model, batch, keep=keep), smoothing)
     assert term.unit == "tokens"
     torch.testing.assert_close(term.sum, reference(model, smoothing))
@@ -53,7 +53,7 @@ def test_padded_loss_is_that_of_each_row(keep: bool, smoothing: float) -> None:
 def test_logits_are_made_where_labels_are_trained() -> None:
     """Of five positions, the three whose next token some row trains."""
     model = llama()
-    batch = padded(ROWS, True, 0, "right")
+    batch = padded(ROWS, True, 0)
     assert call(model, batch, keep=True).logits.shape == (3, 3, 261)
     assert call(model, batch, keep=False).logits.shape == (3, 5, 261)
 
@@ -62,7 +62,7 @@ def test_chunked_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks of one token: the loss and every gradient as from all logits; the head is put back."""
     monkeypatch.setattr(_loss, "CHUNK", 1)
     model = llama()
-    batch = padded(ROWS, True, 0, "right")
+    batch = padded(ROWS, True, 0)
     outputs = call(model, batch, keep=True, headless=True)
     assert outputs.logits is None
     term = loss_term(model, batch, outputs, 0.0)
@@ -106,12 +106,12 @@ def test_weights_of_tokens() -> None:
     logits = [model(input_ids=torch.as_tensor(r["input_ids"])[None]).logits[0, :-1] for r in ROWS]
     labels = [torch.as_tensor(r["labels"])[1:] for r in ROWS]
     sums = [F.cross_entropy(x, y, reduction="sum") for x, y in zip(logits, labels, strict=True)]
-    for batch in (padded(weighted, True, 0, "right"), _flat(weighted)):
+    for batch in (padded(weighted, True, 0), _flat(weighted)):
         term = loss_term(model, batch, _call(model, batch), 0.0)
         assert term.unit == WEIGHTED
         torch.testing.assert_close(term.sum, 0.5 * sums[0] + 2 * sums[1] + sums[2])
         assert count_weights(batch) == {WEIGHTED: 2 * 0.5 + 2 * 2}
-    assert count_weights(padded(ROWS, True, 0, "right")) == {}
+    assert count_weights(padded(ROWS, True, 0)) == {}
 
 
 def _flat(rows: Any) -> Batch:
@@ -129,7 +129,7 @@ def _call(model: Any, batch: Batch) -> Any:
 def test_a_batch_without_labels_gives_zero() -> None:
     """Nothing is trained, nothing fails: the step's other micro-batches count."""
     model = llama()
-    batch = padded(ROWS[2:], True, 0, "right")
+    batch = padded(ROWS[2:], True, 0)
     term = loss_term(model, batch, call(model, batch, keep=True), 0.0)
     assert float(term.sum.detach()) == 0
     term.sum.backward()

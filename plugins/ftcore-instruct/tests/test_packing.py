@@ -119,7 +119,7 @@ def test_flat_rows_of_a_decoder() -> None:
 
 def test_padded_rows_hold_the_same() -> None:
     """Without packing: tokens padded, `kept` in any row, and no stray tensors for the model."""
-    batch = padded(ROWS, True, pad_token_id=0, side="right")
+    batch = padded(ROWS, True, pad_token_id=0)
     assert set(batch) == {"input_ids", "attention_mask", "labels", "kept"}
     assert batch["labels"].tolist() == [[5, -100, 2, 3], [-100, 1, -100, -100]]
     assert batch["kept"].tolist() == [0, 1, 2]
