@@ -334,6 +334,9 @@ def check_options(cls: type[Any], prefix: str, options: Mapping[str, Any]) -> di
         if key not in fields:
             raise UserError(f"{prefix} has no option '{key}'; {nearest(key, fields)}")
     choices = {n: typing.get_args(hints[n]) for n in fields if typing.get_origin(hints[n]) is Literal}
+    # A choice may be called "true", which YAML and Hydra read as a bool.
+    named = [k for k, v in options.items() if isinstance(v, bool) and "true" in choices.get(k, ())]
+    called: dict[str, Any] = {k: str(options[k]).lower() for k in named}
     schema = dataclasses.make_dataclass(
         f"{cls.__name__}Options",
         [
@@ -347,7 +350,7 @@ def check_options(cls: type[Any], prefix: str, options: Mapping[str, Any]) -> di
         kw_only=True,
     )
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(options))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(options) | called)
         values = typing.cast("dict[str, Any]", OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(f"{prefix}.{error.full_key}: {str(error).partition(chr(10))[0]}") from error

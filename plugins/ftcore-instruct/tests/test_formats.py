@@ -232,3 +232,17 @@ def test_choices_are_tokens_as_they_would_be_trained(family: Callable[[str], Any
         assert made["choice"] == 1
         assert parts[1] == made["labels"][made["labels"] != -100].tolist()
         assert len(parts[0]) == len(parts[1]) + 1
+
+
+def test_a_completion_is_trained_whatever_the_prompt_is() -> None:
+    """Turns and a text make one chat; a list where a text belongs is no text."""
+    assert both({"prompt": ASK[:1], "completion": "ho"}).messages == ASK
+    with pytest.raises(BadRow, match="a list where a text belongs"):
+        both({"prompt": "hi", "completion": ASK[1:]})
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "high"])
+def test_weights_are_numbers_from_zero_on(weight: Any) -> None:
+    """A negative one would turn the gradient of the whole step around."""
+    with pytest.raises(BadRow, match="a weight that is no number from 0 on"):
+        both({"messages": [ASK[0], {**ASK[1], "weight": weight}]})

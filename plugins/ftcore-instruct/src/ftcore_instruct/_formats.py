@@ -6,6 +6,7 @@ Knows neither tokens nor templates. A row that can't be trained on raises `BadRo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,9 +110,11 @@ def read(row: Mapping[str, Any], form: str, text: str, target: str, source: str)
     """
     try:
         if form == "messages":
-            messages = next(row[c] for c in ("messages", text, "prompt") if row.get(c) is not None)
-            if "completion" in row and _is_chat(row["completion"]):
-                messages = [*_turns(messages), *row["completion"]]
+            column = next(c for c in ("messages", text, "prompt") if row.get(c) is not None)
+            messages, said = row[column], row.get("completion")
+            if _is_chat(said) or (column != "messages" and said is not None):
+                answer = _turns(said) if _is_chat(said) else [{"role": "assistant", "content": _text(said)}]
+                messages = [*_turns(messages), *answer]
             return _chat(messages, row.get("tools"))
         if form == "sharegpt":
             return _chat([_from_sharegpt(m) for m in _turns(row["conversations"])], row.get("tools"))
@@ -145,6 +148,8 @@ def _name(row: Mapping[str, Any], source: str) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list | Mapping):
+        raise BadRow(f"a {type(value).__name__} where a text belongs")
     return "" if value is None else str(value)
 
 
@@ -203,6 +208,9 @@ def _chat(messages: Any, tools: Any) -> Chat:
             raise BadRow("a content that is no text")
         if role == "assistant" and not (one["content"].strip() or one.get("tool_calls")):
             raise BadRow("empty answer")
+        weight = one.get("weight", 1)
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise BadRow(f"a weight that is no number from 0 on: {weight}")
         clean.append(one)
     if not any(m["role"] == "assistant" for m in clean):
         raise BadRow("no assistant turn")

@@ -114,6 +114,11 @@ class Instruct:
     def format_examples(
         self, examples: Sequence[Mapping[str, Any]], tokenizer: Any, cfg: Config, split: str
     ) -> Sequence[Any]:
+        if "where" not in examples[0]:  # rows of a file, which this plugin's `load_data` did not make
+            raise UserError(
+                "plugin.instruct can't read a file given to predict or evaluate yet; set data.validation=FILE"
+                " in `ftcore evaluate RUN`, or ask the model by `ftcore chat RUN`"
+            )
         if self._encoder is None:
             self._encoder = Encoder(
                 tokenizer,
@@ -132,7 +137,7 @@ class Instruct:
         order = EpochOrder(
             rows,
             self._splits.quotas,
-            [train.passes(i)[0] for i in range(len(train.sources))],
+            [(train.passes(i) or [0])[0] for i in range(len(train.sources))],
             [s.name for s in train.sources],
             [s.settings.dry for s in train.sources],
             seed,
@@ -151,10 +156,18 @@ class Instruct:
 
     # Training.
 
+    @hookimpl(wrapper=True)
+    def load_model(self) -> Generator[None, Any, Any]:
+        """Packed rows must not see each other: also where a trained model is loaded to be evaluated."""
+        model = yield
+        self._decoder = not model.config.is_encoder_decoder
+        if self.pack:
+            use_segments(model)
+        return model
+
     @hookimpl
     def setup_model(self, model: Any, cfg: Config) -> None:
         """Prove that the model can train on packed rows before it does."""
-        self._decoder = not model.config.is_encoder_decoder
         self._label_smoothing = cfg.task.label_smoothing
         can_chunk = self._decoder and has_plain_head(model) and not self._label_smoothing
         self._can_chunk = can_chunk and cfg.train.precision != "fp16" and self.train_on != "weights"
@@ -166,7 +179,6 @@ class Instruct:
         if self.warm_new_tokens:
             self._new_rows = new_rows(model, self._tokenizer, cfg)
         if self.pack:
-            use_segments(model)
             check_packing(model, lambda rows: flatten(rows, self._decoder))
 
     @hookimpl

@@ -174,9 +174,12 @@ class Source:
 def open_path(path: Path, split: str, cfg: Config) -> dict[str, Reader]:
     """The readers of a file, or of each file in a directory, by name."""
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
         if not files:
             raise UserError(f"data.{split}: no {', '.join(SUFFIXES)} file in {path}")
+        if len(named := {f.stem: f for f in files}) < len(files):
+            twice = next(f for f in files if named[f.stem] != f)
+            raise UserError(f"data.{split}: {twice} and {named[twice.stem]} would be one source; rename one")
         return {f.stem: _open_file(f, cfg) for f in files}
     return {path.stem: _open_file(path, cfg)}
 
