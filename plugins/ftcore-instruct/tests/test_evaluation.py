@@ -1,6 +1,9 @@
 """Evaluation: likelihoods and choices against loops by hand, generation from the right prompt, and scores."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,3 +159,25 @@ def test_scores_of_tasks_and_their_average() -> None:
 def test_one_task_without_generation() -> None:
     """No table of one row, and no score where nothing was generated or chosen."""
     assert evaluate({"task": ["a"], "nll": [1.0]}, {}, with_texts=True) == {}
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_t5"])
+def test_a_saved_run_evaluates_as_it_did(tmp_path: Path, model: str) -> None:
+    """Packed rows see only themselves in a model that is loaded again, too."""
+    chats = [
+        [{"role": "user", "content": f"what is {i}?"}, {"role": "assistant", "content": f"it is {i}"}]
+        for i in range(8)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in chats))
+    data = ["data=files", "data.train=a.jsonl", "data.validation=a.jsonl", "plugin.instruct.overlap=off"]
+    sizes = ["train.steps=3", "train.batch_size=4", "task.max_new_tokens=4", "data.max_length=128"]
+    said = ""
+    for arguments in (
+        ["+plugin=instruct", f"model={model}", *data, *sizes, "hydra.run.dir=run"],
+        ["evaluate", "run"],
+    ):
+        command = [sys.executable, "-m", "ftcore", *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        said = ended.stdout + ended.stderr
+    assert "equal to result.json, to the last digit" in said
