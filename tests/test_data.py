@@ -342,7 +342,7 @@ def test_text_that_looks_like_a_date_stays_as_it_is(
     """Arrow would take it for a time, and write it otherwise; also inside of lists."""
     rows = [
         {"text": "2024-05-01T10:00:00Z", "label": "2024-05-01", "n": 1, "turns": [{"content": "2023-01-02"}]},
-        {"text": None, "label": "2024-06-02", "n": 2, "turns": []},
+        {"text": None, "label": "2024-06-02", "n": "two", "turns": []},  # a column of mixed kinds
     ]
     content = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(r) + "\n" for r in rows)
     assert read(config, put(tmp_path / name, content), **{"data.streaming": streaming}) == rows

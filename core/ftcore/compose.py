@@ -300,8 +300,9 @@ def _absolute(cfg: config.Config) -> config.Config:
     """Local paths made absolute, so that a saved config means the same from anywhere."""
 
     def absolute(path: str | None) -> str | None:
-        is_path = path and not path.startswith("ftcore:")
-        return str(Path(path).expanduser().absolute()) if path and is_path else path
+        if not path or path.startswith("ftcore:"):
+            return path
+        return str(Path(path).expanduser().absolute())
 
     if isinstance(cfg.data, config.FilesData):
         for split in ("train", "validation", "test"):

@@ -337,14 +337,14 @@ def validate(cfg: Config) -> None:
     for key, share in (("truncated", data.max_truncated), ("dropped", data.max_dropped)):
         rule(0 <= share <= 1, f"data.max_{key}", "a share, 0 to 1", share)
     rule(
-        task.name == "classify" or task.name == "auto" or data.columns.text_pair is None,
+        task.name == "classify" or data.columns.text_pair is None,
         "data.columns.text_pair",
         f"null for task={task.name}, which reads one text",
         data.columns.text_pair,
     )
     if data.split is not None:
-        good = len(data.split) == 3 and min(data.split) >= 0 and abs(sum(data.split) - 1) < 1e-6
-        good = good and data.split[0] > 0
+        good = len(data.split) == 3 and min(data.split) >= 0 and data.split[0] > 0
+        good = good and abs(sum(data.split) - 1) < 1e-6
         rule(good, "data.split", "three shares that sum to 1: train (above 0), validation, test", data.split)
     if isinstance(data, FilesData):
         for key, text, usual in (

@@ -108,9 +108,6 @@ def _load_hub(data: HubData, offline: bool) -> dict[str, Any]:
                         f"data.splits.{split}: {data.path} has no split '{name}'; {nearest(name, known)}"
                     )
                 del wanted[split]  # a default name that this repository does not have
-        commit = datasets.load_dataset_builder(
-            data.path, data.name, revision=data.revision, download_config=config
-        ).hash
         splits = {
             split: datasets.load_dataset(
                 data.path,
@@ -122,8 +119,12 @@ def _load_hub(data: HubData, offline: bool) -> dict[str, Any]:
             )
             for split, name in wanted.items()
         }
-        for dataset in splits.values() if data.streaming else ():
-            dataset._fingerprint = commit  # a stream has none of its own
+        if data.streaming:  # which leaves them no fingerprint: the repository's commit is theirs
+            builder = datasets.load_dataset_builder(
+                data.path, data.name, revision=data.revision, download_config=config
+            )
+            for dataset in splits.values():
+                dataset._fingerprint = builder.hash
         return splits
     except UserError:
         raise
@@ -255,7 +256,8 @@ def fingerprint(cfg: Config, splits: dict[str, Any] | None) -> str:
         for split, dataset in splits.items():
             own = getattr(dataset, "fingerprint", None) or getattr(dataset, "_fingerprint", None)
             digest.update(f"{split}:{own or dataset.info}".encode())
-        if isinstance(cfg.data, HubData) and (root := Path(cfg.data.path or "").expanduser()).is_dir():
+        hub = cfg.data.path if isinstance(cfg.data, HubData) else None
+        if hub and (root := Path(hub).expanduser()).is_dir():
             # The data sets' own is of the files' times, and of nothing where they are streamed.
             digest.update(content(sorted(f for f in root.rglob("*") if f.is_file())).encode())
     csv = getattr(cfg.data, "csv", None)

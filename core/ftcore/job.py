@@ -134,15 +134,13 @@ def build_hooks(cfg: Config, extra: Sequence[Enabled] = ()) -> Hooks:
 def _check_metric(hooks: Hooks) -> None:
     """Refuse a `task.metric` that no evaluation will give, as far as that is known before one."""
     cfg = hooks.cfg
-    known, (groups, _, metric) = (
-        TASKS[cfg.task.name].METRICS,
-        (cfg.task.metric or "").lstrip("-").rpartition("/"),
-    )
+    known = TASKS[cfg.task.name].METRICS
+    groups, _, metric = (cfg.task.metric or "").lstrip("-").rpartition("/")
     if not metric or hooks.implemented("evaluate") != ["core"]:
         return
     if metric not in known:
         raise UserError(f"task.metric: task={cfg.task.name} has no '{metric}'; {nearest(metric, known)}")
-    if groups and not groups.startswith(("worst_group", "group")):
+    if groups and groups.partition("/")[0] not in ("worst_group", "group"):
         raise UserError(f"task.metric={cfg.task.metric}: write it without '{groups}/'")
     if groups and cfg.data.columns.group is None:
         raise UserError(f"task.metric={cfg.task.metric} needs data.columns.group: the column of the groups")
@@ -172,7 +170,7 @@ def open_job(
     if cfg.train.early_stop and "validation" not in prepared.splits:
         raise UserError("train.early_stop needs validation data: set data.validation or data.split")
     model, pretrained = hooks.load_model(tokenizer, prepared.labels)
-    check_positions(model, {s: int(rows.lengths.max()) for s, rows in prepared.splits.items()})
+    check_positions(model, prepared.longest())
     model_config: Any = model.config
     if getattr(model_config, "use_cache", None):
         model_config.use_cache = False  # no use in training; generation asks for it

@@ -182,7 +182,7 @@ def load_model(cfg: Config, tokenizer: Any, labels: Sequence[str], auto_class: s
     _check_task(config, cfg, auto_class)
     new_head = _knows_other_classes(config, labels)
     if new_head:
-        note(f"model.path={cfg.model.path} knows other classes; a new head is drawn for the data's labels")
+        note(f"model.path={cfg.model.path} has a head for other classes; the data's get a new one")
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
@@ -225,9 +225,10 @@ def _load_config(cfg: Config, name: str | None, path: str) -> Any:
 
 
 def _knows_other_classes(config: Any, labels: Sequence[str]) -> bool:
-    """Whether a checkpoint classifies already, but into other classes than these."""
+    """Whether a checkpoint classifies already, but into other classes, or these in another order."""
     is_classifier = any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
-    return bool(labels) and is_classifier and list(config.id2label.values()) != list(labels)
+    known = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    return bool(labels) and is_classifier and known != list(labels)
 
 
 def _redraw_head(model: Any, cfg: Config) -> list[str]:

@@ -115,6 +115,10 @@ class Prepared:
     source: str
     from_files: bool
 
+    def longest(self) -> dict[str, int]:
+        """Tokens of the longest row of each split."""
+        return {split: int(rows.lengths.max()) for split, rows in self.splits.items()}
+
 
 def prepare(
     hooks: Hooks,

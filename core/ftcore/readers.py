@@ -158,7 +158,6 @@ def dialect(file: Path, data: FilesData) -> delimited.Dialect:
 
 def _read_json(files: Sequence[Path], streaming: bool) -> Any:
     import datasets
-    import pyarrow as pa
 
     has_dates = sum(map(_check_json, files)) > 0  # each file is checked
     with scratch_directory() as scratch:
@@ -174,38 +173,36 @@ def _read_json(files: Sequence[Path], streaming: bool) -> Any:
             raise UserError(f"{files[0]} has no rows")
         if not has_dates:
             return dataset
-        features = dataset.features or load().features  # of a streamed array they are not known
-    schema = _without_times(features.arrow_schema)
-
-    def batches() -> Iterator[Any]:
-        rows = (row for file in files for row in _json_rows(file))
-        while chunk := list(itertools.islice(rows, CHUNK)):
-            yield pa.RecordBatch.from_pylist(chunk, schema=schema)
-
-    return _stream(schema, batches) if streaming else _load(schema, batches)
+        found = dataset.features or load().features  # of a streamed array they are not known
+        features = datasets.Features({name: _without_times(kind) for name, kind in found.items()})
+        rows = functools.partial(_json_rows, files, features)
+        if streaming:
+            return datasets.IterableDataset.from_generator(rows, features=features)
+        return datasets.Dataset.from_generator(rows, features=features, cache_dir=str(scratch))
 
 
-def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open("rb") as lines:
-        is_array = lines.read(1) == b"["
-        lines.seek(0)
-        yield from json.loads(lines.read()) if is_array else (json.loads(x) for x in lines if x.strip())
+def _json_rows(files: Sequence[Path], features: Any) -> Iterator[dict[str, Any]]:
+    """The rows as they stand in the files, which were checked."""
+    for file in files:
+        with file.open("rb") as lines:
+            is_array = lines.read(1) == b"["
+            lines.seek(0)
+            for row in json.loads(lines.read()) if is_array else (json.loads(x) for x in lines if x.strip()):
+                if late := row.keys() - features.keys():
+                    raise UserError(f"{file}: '{late.pop()}' stands in late rows alone; give it to the first")
+                yield row
 
 
-def _without_times(schema: Any) -> Any:
-    """An Arrow schema with texts where times were found: `datasets` would write 2024-05-01 otherwise."""
-    import pyarrow as pa
+def _without_times(feature: Any) -> Any:
+    """A feature with texts where Arrow found times, by which it would write 2024-05-01 otherwise."""
+    import datasets
 
-    def plain(kind: Any) -> Any:
-        if pa.types.is_temporal(kind):
-            return pa.string()
-        if pa.types.is_list(kind):
-            return pa.list_(plain(kind.value_type))
-        if pa.types.is_struct(kind):
-            return pa.struct([(field.name, plain(field.type)) for field in kind])
-        return kind
-
-    return pa.schema([(field.name, plain(field.type)) for field in schema], metadata=None)
+    if isinstance(feature, dict):
+        return {name: _without_times(one) for name, one in feature.items()}
+    if isinstance(feature, datasets.List):
+        return datasets.List(_without_times(feature.feature))
+    is_time = isinstance(feature, datasets.Value) and feature.dtype.startswith(("timestamp", "date", "time"))
+    return datasets.Value("string") if is_time else feature
 
 
 def _check_json(file: Path) -> bool:
@@ -213,8 +210,7 @@ def _check_json(file: Path) -> bool:
     has_dates = False
     with file.open("rb") as lines:
         if lines.read(1) == b"[":
-            _check_json_array(file)
-            return DATE.search(file.read_bytes()) is not None
+            return _check_json_array(file)
         lines.seek(0)
         for number, line in enumerate(lines, start=1):
             try:
@@ -230,15 +226,17 @@ def _check_json(file: Path) -> bool:
     return has_dates
 
 
-def _check_json_array(file: Path) -> None:
+def _check_json_array(file: Path) -> bool:
+    content = file.read_bytes()
     try:
-        rows = json.loads(file.read_bytes())
+        rows = json.loads(content)
     except ValueError as error:
         raise UserError(f"{file} is broken JSON ({error}); mend it") from error
     for number, row in enumerate(rows):
         reason = _lone_surrogate(row) if isinstance(row, dict) else "is no JSON object"
         if reason:
             raise UserError(f"{file}, entry {number} (0-based) {reason}; mend or remove it")
+    return DATE.search(content) is not None
 
 
 def _lone_surrogate(row: Any) -> str:

@@ -174,7 +174,7 @@ def ready(saved: Saved, screen: Screen, raw: dict[str, Any] | None = None) -> Jo
         # Another number of threads adds up in another order, which changes last digits.
         torch.set_num_threads(saved.run["machine"].get("threads") or torch.get_num_threads())
     model: Any = hooks.load_exported(tokenizer, saved.labels)
-    check_positions(model, {s: int(rows.lengths.max()) for s, rows in prepared.splits.items()})
+    check_positions(model, prepared.longest())
     if getattr(model.config, "use_cache", None):
         model.config.use_cache = False
     strategy.prepare(model, lambda m: torch.optim.SGD(m.parameters()))

@@ -103,8 +103,8 @@ def _parts(directory: Path) -> dict[str, str]:
                 found[split] = str(path)
             elif known and path.is_file() and re.match(rf"({'|'.join(names)})[^a-z]", stem):
                 raise UserError(
-                    f"data={directory}: is {path.name} its {split} split? Name the files:"
-                    f" data=files data.{split}={path}, or call it {split}{path.suffix}"
+                    f"data={directory}: is {path.name} its {split} split? Say which are: data=files"
+                    " data.train=... data.validation=... data.test=... (each a file, or a directory of them)"
                 )
     return found if "train" in found else {}
 
