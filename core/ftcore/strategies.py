@@ -244,10 +244,13 @@ class Single:
 
     def load(self, saved: Checkpoint) -> None:
         """Take over a saved state; optimiser states only where they were saved."""
+        # A fused optimiser reads its count of steps on the device.
+        on_device = {id(p) for g in self.optimizer.param_groups if g.get("fused") for p in g["params"]}
         for name, param in self.params.items():
             param.data.view(-1).copy_(saved.read("value", name))
             numbers = saved.state.get("optimizer", {}).get(name, {})
-            state: dict[str, Any] = {key: torch.tensor(number) for key, number in numbers.items()}
+            place = param.device if id(param) in on_device else None
+            state: dict[str, Any] = {key: torch.tensor(n, device=place) for key, n in numbers.items()}
             for kind in saved.kinds(name) - {"value"}:
                 moment = saved.read(kind, name)
                 state[kind] = moment.view(param.shape).to(param.device, param.dtype)

@@ -72,8 +72,9 @@ def test_chunked_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(model, batch, keep=False).logits.shape[-1] == 261
 
 
-def test_chunks_agree_with_all_logits_at_once() -> None:
+def test_chunks_agree_with_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """More tokens than a chunk holds, and gradients of both factors."""
+    monkeypatch.setattr(_loss, "CHUNK", 300 * 16)
     torch.manual_seed(0)
     hidden, weight = torch.randn(70, 8, requires_grad=True), torch.randn(300, 8, requires_grad=True)
     labels = torch.randint(0, 300, (70,))
@@ -81,11 +82,29 @@ def test_chunks_agree_with_all_logits_at_once() -> None:
     chunked = _loss.chunked_sum(hidden, weight, labels)
     torch.testing.assert_close(chunked, whole)
     for mine, theirs in zip(
-        torch.autograd.grad(chunked, (hidden, weight)),
+        torch.autograd.grad(chunked, (hidden, weight), retain_graph=True),
         torch.autograd.grad(whole, (hidden, weight)),
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
+    wide = [x.detach().double().requires_grad_(True) for x in (hidden, weight)]
+    torch.autograd.gradcheck(_loss.chunked_sum, (*wide, labels))
+    held = _loss.chunked_sum(hidden, weight.detach(), labels)  # a head that is not trained
+    assert torch.equal(torch.autograd.grad(held, hidden)[0], torch.autograd.grad(chunked, hidden)[0])
+
+
+def test_chunked_loss_in_half_precision() -> None:
+    """Under bf16 autocast the head's products are in bf16, as the model's own are; the sum stays fp32."""
+    model = llama()
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    batch = padded(ROWS, True, 0)
+    outputs = call(model, batch, keep=True, headless=True)
+    assert outputs.last_hidden_state.dtype == torch.bfloat16
+    term = loss_term(model, batch, outputs, 0.0)
+    whole = loss_term(model, batch, call(model, batch, keep=True), 0.0)
+    assert term.sum.dtype == torch.float32
+    torch.testing.assert_close(term.sum, whole.sum, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient(model, term.sum), gradient(model, whole.sum), rtol=0.02, atol=2e-3)
 
 
 def test_only_plain_heads_are_chunked() -> None:

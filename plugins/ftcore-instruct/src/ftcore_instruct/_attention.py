@@ -95,13 +95,13 @@ def segment_attention(
     causal = bool(getattr(module, "is_causal", True))
     if queries is not keys:
         position_bias = None  # of cross-attention: zeros
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     in_half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
     if in_half and position_bias is None and not dropout:
         out = _flash(query, key, value, queries, keys, causal, scaling, sliding_window)
         return out.unsqueeze(0), None
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     corners = _corners(position_bias, keys.sizes, query.dtype)
     parts = [
         F.scaled_dot_product_attention(
@@ -180,7 +180,6 @@ def _flash(
         keys.longest,
         scale=scaling,
         window_size=(left, 0) if causal else (-1, -1),
-        enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(out, Tensor)
     return out

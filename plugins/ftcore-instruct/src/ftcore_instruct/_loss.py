@@ -64,8 +64,7 @@ def has_plain_head(model: Any) -> bool:
     head = model.get_output_embeddings()
     is_linear = type(head) is torch.nn.Linear and head.bias is None and head.weight.ndim == 2
     return bool(
-        hasattr(F, "linear_cross_entropy")  # torch 2.13
-        and model.config.model_type in PLAIN_HEADS
+        model.config.model_type in PLAIN_HEADS
         and is_linear
         and not head._forward_hooks
         and not head._forward_pre_hooks
@@ -76,27 +75,66 @@ def has_plain_head(model: Any) -> bool:
 def without_head(model: Any) -> Iterator[None]:
     """While it lasts, the model's `logits` are the hidden states that its head would read."""
     head = model.get_output_embeddings()
-    head.forward = lambda hidden: hidden
+    head.forward = _as_read
     try:
         yield
     finally:
         del head.forward
 
 
+def _as_read(hidden: Tensor) -> Tensor:
+    """In the dtype of the head's product: under autocast a half."""
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
 def chunked_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """The sum of `token_losses` of `hidden @ weight.T`, with `CHUNK` logits at a time; scalar, fp32.
 
-    Gradients are made in the forward pass, chunk by chunk, so there is no second derivative.
+    The products are in the dtype of `hidden`, the softmax and every sum in fp32 at least. Gradients are made
+    in the forward pass, chunk by chunk, so there is no second derivative.
 
     Args:
         hidden: [tokens, width].
         weight: [vocabulary, width].
         labels: int64 [tokens], all trained.
     """
-    options = torch.nn.LinearCrossEntropyOptions(
-        batch_chunk_size=min(len(hidden), max(1, CHUNK // len(weight))), chunking_method=None
-    )
-    total: Tensor = F.linear_cross_entropy(
-        hidden, weight.to(hidden.dtype), labels, reduction="sum", options=options
-    )
-    return total.float()
+    total: Tensor = _ChunkedSum.apply(hidden, weight, labels)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """Cross entropy of a linear head: dL/dlogits = softmax - one-hot, used up before the next chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        head = weight.to(hidden.dtype)
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        size = max(1, CHUNK // len(weight))
+        for start in range(0, len(hidden), size):
+            part, target = hidden[start : start + size], labels[start : start + size, None]
+            logs = torch.log_softmax((part @ head.T).to(wide), dim=1)
+            total -= logs.gather(1, target).sum()
+            if of_hidden is None and of_weight is None:
+                continue
+            grad = logs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
+            grad = grad.to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(grad, head, out=of_hidden[start : start + size])
+            if of_weight is not None:
+                of_weight += grad.T @ part
+        ctx.save_for_backward(of_hidden, None if of_weight is None else of_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_total: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        of_hidden, of_weight = ctx.saved_tensors
+        return (
+            None if of_hidden is None else of_hidden * of_total.to(of_hidden.dtype),
+            None if of_weight is None else of_weight * of_total.to(of_weight.dtype),
+            None,
+        )
