@@ -28,8 +28,12 @@ def main() -> None:
         data.write_text("".join(json.dumps({"text": "abcdef", "label": i % 2}) + "\n" for i in range(64)))
         overrides = ["model=tiny_bert", "data=files", f"data.train={data}", "train.batch_size=1"]
         steps = 200
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, fp32, {steps} steps a block")
     job = open_quiet(overrides, idle_plugins=5)
+    device = job.strategy.device
+    where = (
+        f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    )
+    print(f"torch {torch.__version__}, {where}, fp32, {steps} steps a block")
     variants = {"bare loop": bare(job, steps), "ftcore, 5 plugins": ftcore_steps(job, steps)}
     if find_spec("accelerate"):
         variants["transformers Trainer"] = trainer(job, steps)

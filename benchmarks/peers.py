@@ -99,7 +99,7 @@ def bare(job: Job, steps: int) -> Callable[[], float]:
     )
     sampler: Sampler = job.hooks.build_sampler(rows, job.cfg.train.batch_size, 0)
 
-    def batch(numbers: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def batch(numbers: Any) -> tuple[torch.Tensor, ...]:
         examples = [rows[int(n)] for n in numbers]
         longest = max(len(e["input_ids"]) for e in examples)
         ids = np.full((len(examples), longest), 0, np.int64)
@@ -107,7 +107,10 @@ def bare(job: Job, steps: int) -> Callable[[], float]:
         for i, e in enumerate(examples):
             ids[i, : len(e["input_ids"])] = e["input_ids"]
             mask[i, : len(e["input_ids"])] = 1
-        return torch.from_numpy(ids), torch.from_numpy(mask), torch.tensor([e["labels"] for e in examples])
+        labels = torch.tensor([e["labels"] for e in examples])
+        return tuple(
+            x.to(job.strategy.device) for x in (torch.from_numpy(ids), torch.from_numpy(mask), labels)
+        )
 
     model.eval()
     ids, mask, labels = batch(sampler(0, 0))
@@ -176,7 +179,7 @@ def trainer(job: Job, steps: int, *, per_token: bool = False) -> Callable[[], fl
             report_to=[],
             disable_tqdm=True,
             log_level="error",
-            use_cpu=True,
+            use_cpu=job.strategy.device.type == "cpu",
             logging_steps=10**6,
             seed=int(time.time()) % 10_000,
         )
