@@ -48,6 +48,16 @@ def load_data(cfg: Config) -> dict[str, Any] | None:
 
 
 @hookspec(firstresult=True)
+def load_file(path: str, cfg: Config, split: str) -> Any:
+    """Return the raw rows of a file that `ftcore predict` or `ftcore evaluate` was given.
+
+    First result. What `load_data` returns for a split, whole and in order. `split` is `predict`, where rows
+    may lack their label or target, or `test`. `path` may be a directory of files. Core reads it as
+    `load_data` does: a plugin whose `load_data` reads files in a way of its own answers both.
+    """
+
+
+@hookspec(firstresult=True)
 def format_examples(
     examples: Sequence[Mapping[str, Any]],
     tokenizer: Any,
