@@ -167,7 +167,7 @@ def task_item(prompt: str, answer: str, shots: list[str]) -> dict[str, Any]:
         "variant": 0,
         "where": "f row 3",
         "choices": ["yes", "no"],
-        "target": answer,
+        "choice": ["yes", "no"].index(answer) if answer in ("yes", "no") else -1,
     }
     return {
         **where,
@@ -176,7 +176,7 @@ def task_item(prompt: str, answer: str, shots: list[str]) -> dict[str, Any]:
         "shots": shots,
         "separator": "\n\n",
         "task": "f",
-        "targets": [],
+        "targets": [answer],
     }
 
 
