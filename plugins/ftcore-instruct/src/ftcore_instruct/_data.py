@@ -85,6 +85,9 @@ def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
         needed=[q * epochs for q in counts],
         variants=options["variants"],
     )
+    if report.get("rows"):
+        did = "taken out" if report["policy"] == "drop" else "found"
+        train.remarks = [f"{report['rows']} that overlap evaluated rows {did}"]
     items = {"train": train}
     for split, part in evaluated.items():
         items[split] = _evaluation(part, templates, cfg, options)

@@ -88,6 +88,7 @@ class Items:
         self.needed = needed
         self.variants = variants
         self.drawn = drawn
+        self.remarks: list[str] = []
         self.column_names: list[str] = []
         self.fingerprint = self._fingerprint()
 
