@@ -114,6 +114,15 @@ def test_held_out_tasks_are_evaluated_beside_a_split(opened: Open, folder: Path)
         opened({**shares, "data.validation": folder})
 
 
+def test_floor_of_a_task_that_is_not_evaluated(opened: Open, folder: Path) -> None:
+    """A misspelt one would leave the average as it is; other rows may be evaluated later."""
+    given = {"data.train": folder, "data.validation": folder / "a.jsonl"}
+    assert opened(given, floors={"alpha/one": 5.0})[0]._splits.no_floor == ""
+    plugin = opened(given, floors={"alpha/on": 5.0})[0]
+    with pytest.raises(UserError, match=r"no evaluated task is named 'alpha/on'; did you mean 'alpha/one'\?"):
+        plugin.on_train_start(None)
+
+
 def test_limit_and_split_are_over_all_sources(opened: Open, folder: Path) -> None:
     """`data.limit` keeps so many rows of a split, `data.split` cuts each source by its shares."""
     plugin, prepared, _ = opened({"data.train": folder, "data.limit.train": 7})
@@ -212,11 +221,6 @@ def test_encoder_decoder_rows(opened: Open, folder: Path) -> None:
         ),
         ({"data.train": "tasks"}, {"system": "Be short."}, "plugin.instruct.system does nothing"),
         ({"data.train": "tasks", "data.columns.group": "g"}, {}, "data.columns.group does nothing"),
-        (
-            {"data.train": "tasks", "data.validation": "tasks"},
-            {"floors": {"alpha/on": 5.0}},
-            "floors: no evaluated task is named 'alpha/on'; did you mean 'alpha/one'?",
-        ),
         (
             {"data.train": "tasks", "task.name": "seq2seq", "model.path": "ftcore:tiny_t5"},
             {"generate": False},

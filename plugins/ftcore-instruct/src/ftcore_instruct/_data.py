@@ -48,6 +48,7 @@ class Splits:
     items: dict[str, Items]
     quotas: list[int]
     overlap: dict[str, Any]
+    no_floor: str = ""  # what is wrong with `floors`: said where they are trained by
 
 
 def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
@@ -68,7 +69,7 @@ def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
         sources, evaluated = _cut(sources, cfg)
     if held and (cfg.data.split is not None or "validation" not in evaluated):
         evaluated["validation"], apart = [*evaluated.get("validation", ()), *held], []
-    _check_floors(evaluated, options["floors"])
+    no_floor = _no_floor(evaluated, options["floors"])
     for split, part in {"train": sources, **evaluated}.items():
         _limit(part, getattr(cfg.data.limit, split), cfg.data.split_seed)
     against = [*(s for part in evaluated.values() for s in part), *apart]
@@ -91,7 +92,7 @@ def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
     items = {"train": train}
     for split, part in evaluated.items():
         items[split] = _evaluation(part, templates, cfg, options)
-    return Splits(items=items, quotas=counts, overlap=report)
+    return Splits(items=items, quotas=counts, overlap=report, no_floor=no_floor)
 
 
 def load_file(path: str, cfg: Config, options: Mapping[str, Any], *, asked: bool) -> Items:
@@ -129,16 +130,13 @@ def check_system(splits: Splits) -> None:
         )
 
 
-def _check_floors(evaluated: Mapping[str, Sequence[Source]], floors: Mapping[str, float]) -> None:
-    """Refuse a floor of a task that is not evaluated: it would do nothing."""
-    if not floors:
-        return
-    tasks = {task for part in evaluated.values() for one in part for _, task in _tasks(one)}
+def _no_floor(evaluated: Mapping[str, Sequence[Source]], floors: Mapping[str, float]) -> str:
+    """Which floor is of a task that is not evaluated, and does nothing; empty where none is."""
+    tasks = {task for part in evaluated.values() for one in part for _, task in _tasks(one)} if floors else ()
     for name in floors:
         if name not in tasks:
-            raise UserError(
-                f"plugin.instruct.floors: no evaluated task is named '{name}'; {nearest(name, tasks)}"
-            )
+            return f"plugin.instruct.floors: no evaluated task is named '{name}'; {nearest(name, tasks)}"
+    return ""
 
 
 def _choose(sources: Sequence[Source], count: int) -> list[Source]:

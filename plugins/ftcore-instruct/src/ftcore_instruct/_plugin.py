@@ -172,8 +172,14 @@ class Instruct:
 
     @hookimpl
     def on_train_start(self, state: State) -> None:
-        """Show the mixture, and write it and the overlap report into the run's directory."""
+        """Show the mixture, and write it and the overlap report into the run's directory.
+
+        Raises:
+            UserError: a floor of a task that is not evaluated. (`ftcore evaluate` may be given other tasks.)
+        """
         assert self._splits is not None
+        if self._splits.no_floor:
+            raise UserError(self._splits.no_floor)
         _report.show(self._table, self._splits.overlap, state.run_dir)
 
     # Training.
