@@ -155,7 +155,7 @@ class Templates:
             said = tuple(answer.render({**fields, "target": t, "cot": False}) for t in others)
         except Exception as error:  # whatever the template's own code raises
             raise BadRow(f"template {name} fails: {error}") from error
-        for part, text in zip(("prompt", *["answer"] * (1 + len(others))), (*made, *said), strict=True):
+        for part, text in zip(("prompt", "answer"), made, strict=True):
             if not text.strip():
                 raise BadRow(f"template {name} gives an empty {part}")
         return *made, *said
