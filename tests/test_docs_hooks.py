@@ -51,7 +51,8 @@ def test_every_example_runs(plugins: dict[str, str], tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr
     cost = result(tmp_path / "run")["plugin_cost"]
     not_in = [hook for hook, name in plugins.items() if hook not in cost[name]["seconds"]]
-    assert not_in == ["format_examples", "on_train_end"]  # before ranks start, and after the result
+    # Of other commands, before ranks start, and after the result.
+    assert not_in == ["load_file", "format_examples", "on_train_end"]
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert described["data"]["splits"]["train"]["longest"] > len("Which is it? number 47")
     assert {"eval/confidence", "eval/accuracy"} <= set(result(tmp_path / "run")["metrics"])

@@ -8,6 +8,7 @@ from ftcore.hooks import Hooks
 HOOKS = {
     "load_tokenizer": ["cfg"],
     "load_data": ["cfg"],
+    "load_file": ["path", "cfg", "split"],
     "format_examples": ["examples", "tokenizer", "cfg", "labels", "split"],
     "build_strategy": ["cfg"],
     "load_model": ["cfg", "tokenizer", "labels"],

@@ -9,15 +9,16 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ftcore import columns
-from ftcore.config import Config, FilesData, HubData
+from ftcore.config import Config, FilesData, HubData, Limit
 from ftcore.errors import UserError, nearest, root_cause
 from ftcore.readers import SUFFIXES, content, dialect, head, read
 
-__all__ = ["fingerprint", "guess_columns", "label_names", "load", "require_columns"]
+__all__ = ["fingerprint", "guess_columns", "label_names", "load", "load_file", "require_columns"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -48,6 +49,18 @@ def load(cfg: Config) -> dict[str, Any]:
             drawn = _draw(splits[split], limit, cfg)
             splits[split] = splits[split].select(drawn, keep_in_memory=True)
     return splits
+
+
+def load_file(path: str, cfg: Config) -> Any:
+    """The rows of one file (or a directory of files), whole and in order."""
+    own = cfg.data
+    if isinstance(own, FilesData):
+        asked = replace(
+            own, train=path, validation=None, test=None, split=None, limit=Limit(), streaming=False
+        )
+    else:
+        asked = FilesData(train=path, columns=own.columns)
+    return load(replace(cfg, data=asked))["train"]
 
 
 def _load_files(data: FilesData) -> dict[str, Any]:

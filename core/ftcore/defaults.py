@@ -33,6 +33,10 @@ class Defaults:
         return data.load(cfg)
 
     @hookimpl(trylast=True)
+    def load_file(self, path: str, cfg: Config) -> Any:
+        return data.load_file(path, cfg)
+
+    @hookimpl(trylast=True)
     def load_tokenizer(self, cfg: Config) -> Any:
         return models.load_tokenizer(cfg)
 

@@ -72,7 +72,8 @@ def _predict(job: Job, split: str) -> dict[str, list[Any]] | None:
         # Ranks with nothing left run the first batch again: all make equally many passes.
         chunk = chunks[number] if number < len(chunks) else chunks[0]
         batch = make_batch(job, rows, chunk, epoch=0).to(strategy.device)
-        answer = {**batch.columns, **job.hooks.predict(strategy.model, batch, job.tokenizer)}
+        own = {} if split == "predict" else batch.columns  # of new rows the answers alone
+        answer = {**own, **job.hooks.predict(strategy.model, batch, job.tokenizer)}
         if number < len(chunks):
             for j, row in enumerate(chunk.tolist()):
                 mine[row] = {name: values[j] for name, values in answer.items()}

@@ -189,6 +189,9 @@ class Hooks:
         answer: dict[str, Any] = self.hook.load_data(cfg=self.cfg)
         return answer
 
+    def load_file(self, path: str, split: str) -> Any:
+        return self.hook.load_file(path=path, cfg=self.cfg, split=split)
+
     def load_tokenizer(self) -> Any:
         return self.hook.load_tokenizer(cfg=self.cfg)
 

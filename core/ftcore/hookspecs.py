@@ -41,9 +41,20 @@ def load_data(cfg: Config) -> dict[str, Any] | None:
     """Return the raw splits: `train`, and `validation` and `test` where there are any.
 
     First result. Each split is a `datasets.Dataset` (or `IterableDataset` when streaming), or any
-    iterable of examples with a `fingerprint`: a string that differs where the examples do.
+    iterable of examples with a `fingerprint`: a string that differs where the examples do. It may have
+    `remarks`, texts that are shown beside its number of rows (what was left out of it, and why).
     Core reads files and hub repositories. Called in every process of a run, and iterated only in one,
     where the formatted rows are not in the cache: so it reads as late as it can.
+    """
+
+
+@hookspec(firstresult=True)
+def load_file(path: str, cfg: Config, split: str) -> Any:
+    """Return the raw rows of a file that `ftcore predict` or `ftcore evaluate` was given.
+
+    First result. What `load_data` returns for a split, whole and in order. `split` is `predict`, where rows
+    may lack their label or target, or `test`. `path` may be a directory of files. Core reads it as
+    `load_data` does: a plugin whose `load_data` reads files in a way of its own answers both.
     """
 
 

@@ -50,6 +50,7 @@ class Audit:
     unusable: list[int] = field(default_factory=list)  # first few examples dropped or masked, 0-based
     reasons: dict[str, list[Any]] = field(default_factory=dict)  # of dropped ones: [how many, *places]
     cut: list[int] = field(default_factory=list)  # first few truncated examples, 0-based
+    remarks: list[str] = field(default_factory=list)  # what the data set says of itself
 
     def add(self, example: int, rows: Sequence[Mapping[str, Any]], shift: int) -> None:
         """Count one example and the rows it became; the first `shift` labels of a row train nothing."""
@@ -85,11 +86,12 @@ class Audit:
         return f"are unusable (0-based): {'; '.join(told)}"
 
     def notes(self) -> list[str]:
-        """What to know of the split beside its rows: tokens and trained share, rows cut or unusable."""
+        """What to know beside the rows: tokens and trained share, rows cut, unusable, and left out."""
         share = 100 * self.trained_tokens / max(1, self.tokens)
         notes = [f"{self.tokens:,} tokens, {share:.0f}% trained", f"longest {self.longest}"]
         notes += [f"{self.truncated} truncated"] if self.truncated else []
-        return notes + ([f"{self.dropped + self.masked} unusable"] if self.dropped + self.masked else [])
+        notes += [f"{self.dropped + self.masked} unusable"] if self.dropped + self.masked else []
+        return notes + self.remarks
 
     def describe(self, split: str) -> str:
         """The split in one line."""
@@ -242,7 +244,7 @@ def _make(
             )
     audits = {}
     for split, dataset in raw.items():
-        audits[split], examples = Audit(), array("q")
+        audits[split], examples = Audit(remarks=list(getattr(dataset, "remarks", ()))), array("q")
         rows = _format(hooks, tokenizer, dataset, labels, split, audits[split], examples)
         if write_rows(rows, scratch / split) == 0:
             raise UserError(

@@ -6,6 +6,7 @@ It knows how to look, and nothing of what should be seen: `proofs` compares.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import math
@@ -147,6 +148,7 @@ class Probe:
 def observe(cfg: Config, run_dir: Path, *, hide: bool = False) -> Seen:
     """This rank's part of a step in mid-training, without dropout, away from the pretrained weights."""
     cfg.model.dropout = 0.0
+    run_dir.mkdir(parents=True, exist_ok=True)  # plugins write there
     probe = Probe(hide=hide)
     job = open_job(cfg, run_dir, silent, StopFlag(), [extra("probe", probe)])
     try:
@@ -155,8 +157,9 @@ def observe(cfg: Config, run_dir: Path, *, hide: bool = False) -> Seen:
         total = cfg.total_steps(sampler.steps_per_epoch)
         job.progress.step = total // 2
         job.strategy.model.train()
-        job.hooks.on_train_start(job.state(total))
-        run_step(job, sampler, total)
+        with contextlib.redirect_stdout(io.StringIO()):
+            job.hooks.on_train_start(job.state(total))
+            run_step(job, sampler, total)
     finally:
         job.strategy.close()
     return probe.seen
@@ -191,7 +194,11 @@ class Witness:
     @hookimpl(wrapper=True, tryfirst=True)
     def predict(self, model: torch.nn.Module, batch: Batch) -> Generator[None, Any, Any]:
         answer = yield
-        inputs, base = {k: v for k, v in batch.items() if k != "labels"}, base_model(model)
+        base = base_model(model)
+        taken = inspect.signature(base.forward).parameters.keys() - {"labels"}
+        if "attention_mask" not in batch:  # packed rows, which plain transformers would keep apart or not
+            taken -= {"position_ids"}
+        inputs = {k: v for k, v in batch.items() if k in taken}  # a plugin's batch may hold more
         if base.config.is_encoder_decoder and batch["labels"].ndim == 2:
             inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(batch["labels"])
         self.logits = model(**inputs).logits.float().cpu().contiguous()

@@ -325,7 +325,7 @@ def export_proof(cfg: Config, folder: Path) -> Proof:
     _train(made, folder, extra=[extra("witness", witness)])
     inputs, out = folder / "inputs.safetensors", folder / "logits.safetensors"
     save_file(witness.inputs, inputs)
-    name = TASKS[cfg.task.name].AUTO_MODEL
+    name = TASKS[build_hooks(made).cfg.task.name].AUTO_MODEL  # also of `task=auto`
     command = [sys.executable, "-c", RELOAD, str(folder / "model"), name, str(inputs), str(out)]
     ended = subprocess.run(command, capture_output=True, text=True)
     compared = f"logits of model/ in plain {name} and in the run's last evaluation"

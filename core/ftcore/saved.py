@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ftcore.config import Config, FilesData, Limit, TrainerConfig, from_plain
+from ftcore.config import Config, TrainerConfig, from_plain
 from ftcore.errors import UserError
 from ftcore.job import Job, build_hooks
 from ftcore.models import check_positions, go_offline, locate, text_task
@@ -22,7 +22,7 @@ from ftcore.screen import Screen
 from ftcore.signals import StopFlag
 from ftcore.strategies import Single
 
-__all__ = ["Saved", "open_saved", "read_file", "ready"]
+__all__ = ["Saved", "open_saved", "ready"]
 
 SETTINGS = (
     "data.",
@@ -139,31 +139,24 @@ def _set(cfg: Config, settings: Sequence[str]) -> Config:
     return from_plain(wanted)
 
 
-def read_file(cfg: Config, path: str) -> Any:
-    """The rows of one file (or a directory of files), whole and in order."""
-    from ftcore import data
-
-    one, own = str(Path(path).expanduser().absolute()), cfg.data
-    if isinstance(own, FilesData):
-        asked = replace(
-            own, train=one, validation=None, test=None, split=None, limit=Limit(), streaming=False
-        )
-    else:
-        asked = FilesData(train=one, columns=own.columns)
-    return data.load(replace(cfg, data=asked))["train"]
-
-
-def ready(saved: Saved, screen: Screen, raw: dict[str, Any] | None = None) -> Job:
+def ready(saved: Saved, screen: Screen, file: str | None = None, split: str = "test") -> Job:
     """The model on its device and the data formatted: what `evaluation.predict` works with.
 
     Args:
-        raw: splits in place of the config's own data.
+        file: rows in place of the config's own data, which become `split`.
+
+    Raises:
+        UserError: labels that are not the model's, or whatever the data can't be read or formatted for.
     """
     import torch
 
-    cfg = saved.cfg
+    cfg, raw = saved.cfg, None
     hooks = build_hooks(cfg)
     tokenizer = hooks.load_tokenizer()
+    if file is not None:
+        raw = {split: hooks.load_file(str(Path(file).expanduser().absolute()), split)}
+        if split == "test":
+            _check_labels(saved, raw[split], file)
     prepared = prepare(hooks, tokenizer, raw=raw, labels=saved.labels if raw is not None else None)
     if prepared.labels != saved.labels:
         raise UserError(
@@ -188,3 +181,19 @@ def ready(saved: Saved, screen: Screen, raw: dict[str, Any] | None = None) -> Jo
         screen=screen,
         stop=StopFlag(),
     )
+
+
+def _check_labels(saved: Saved, dataset: Any, file: str) -> None:
+    """Refuse data whose labels are not the model's, before anything is formatted."""
+    if saved.cfg.task.name != "classify":
+        return
+    from ftcore.data import label_names, require_columns
+
+    column = saved.cfg.data.columns.label
+    require_columns(dataset.column_names, [column], saved.cfg, "test")
+    found = label_names(dataset, column)
+    if unknown := [name for name in found if name not in saved.labels]:
+        raise UserError(
+            f"{file}: the model does not know the labels {', '.join(map(repr, unknown[:5]))} of column"
+            f" '{column}'; it knows {', '.join(map(repr, saved.labels[:20]))}"
+        )

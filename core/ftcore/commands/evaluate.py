@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ftcore.commands import Parser
 from ftcore.errors import UserError
 
 if TYPE_CHECKING:
-    from ftcore.saved import Saved
     from ftcore.screen import Screen
 
 __all__ = ["main"]
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     from ftcore.evaluation import predict, score
-    from ftcore.saved import open_saved, read_file, ready
+    from ftcore.saved import open_saved, ready
     from ftcore.screen import Screen
 
     files = [s.removeprefix("data=") for s in options.settings if s.startswith("data=")]
@@ -35,11 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     saved = open_saved(options.model, settings)
     if not files and saved.run is None:
         raise UserError(f"{options.model} is a model, no run: say on which data, data=FILE")
-    raw = None
-    if files:
-        raw = {"test": read_file(saved.cfg, files[-1])}
-        _check_labels(saved, raw["test"], files[-1])
-    job = ready(saved, Screen(shown=True, stderr=True), raw)
+    job = ready(saved, Screen(shown=True, stderr=True), files[-1] if files else None)
     splits = [split for split in job.prepared.splits if split != "train"]
     if not splits:
         raise UserError(f"{options.model} was trained without validation or test data: say data=FILE")
@@ -56,22 +51,6 @@ def main(arguments: Sequence[str]) -> int:
     if saved.result is not None and not options.settings:
         _compare(screen, metrics, saved.result["metrics"])
     return 0
-
-
-def _check_labels(saved: Saved, dataset: Any, file: str) -> None:
-    """Refuse data whose labels are not the model's, before anything is formatted."""
-    if saved.cfg.task.name != "classify":
-        return
-    from ftcore.data import label_names, require_columns
-
-    column = saved.cfg.data.columns.label
-    require_columns(dataset.column_names, [column], saved.cfg, "test")
-    found = label_names(dataset, column)
-    if unknown := [name for name in found if name not in saved.labels]:
-        raise UserError(
-            f"{file}: the model does not know the labels {', '.join(map(repr, unknown[:5]))} of column"
-            f" '{column}'; it knows {', '.join(map(repr, saved.labels[:20]))}"
-        )
 
 
 def _compare(screen: Screen, now: dict[str, float], then: dict[str, float]) -> None:

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", type=Path, metavar="FILE", help=".jsonl, .parquet or .csv; else stdout")
     options = parser.parse_args(arguments)
     from ftcore.predictions import SUFFIXES, write_lines, write_table
-    from ftcore.saved import open_saved, read_file, ready
+    from ftcore.saved import open_saved, ready
     from ftcore.screen import Screen
 
     if options.to and options.to.suffix not in SUFFIXES:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     screen = Screen(shown=True, stderr=True)
     saved = open_saved(options.model, options.settings)
     saved.cfg.data.max_truncated = saved.cfg.data.max_dropped = 1.0  # each row gets its answer, or null
-    job = ready(saved, screen, {"predict": read_file(saved.cfg, options.file)})
+    job = ready(saved, screen, options.file, "predict")
     _notes(job)
     answers = _answers(job)
     if options.to:
@@ -84,7 +84,5 @@ def _notes(job: Job) -> None:
             f"{job.cfg.data.max_length} tokens (rows {audit.cut}, 0-based)"
         )
     if audit.dropped:
-        job.screen.line(
-            f"warning: {audit.dropped} of {audit.examples} rows have an empty text, and null for an answer"
-            f" (rows {audit.unusable}, 0-based)"
-        )
+        why = f"have an empty text (rows {audit.unusable}, 0-based)" if not audit.reasons else audit.why()
+        job.screen.line(f"warning: {audit.dropped} of {audit.examples} rows {why}; their answer is null")

@@ -73,10 +73,12 @@ def predict(model: Any, batch: Batch, tokenizer: Any, cfg: Config) -> dict[str, 
 
 
 def evaluate(predictions: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-    """Exact match, ROUGE-1 and ROUGE-L (F-measures, mean over rows), and mean loss per token."""
+    """Exact match, ROUGE-1 and ROUGE-L (F-measures, mean over rows), and mean loss per token.
+
+    The loss alone where a plugin's `predict` generated nothing.
+    """
+    nll = {"nll": math.fsum(predictions["nll"]) / max(1, sum(predictions["tokens"]))}
+    if "prediction" not in predictions:
+        return nll
     pairs = list(zip(predictions["prediction"], predictions["target"], strict=True))
-    return {
-        "exact_match": exact_match(pairs),
-        **rouge(pairs),
-        "nll": math.fsum(predictions["nll"]) / max(1, sum(predictions["tokens"])),
-    }
+    return {"exact_match": exact_match(pairs), **rouge(pairs), **nll}

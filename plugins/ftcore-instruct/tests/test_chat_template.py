@@ -37,7 +37,7 @@ def encoder(tokenizer: Any, **options: Any) -> Encoder:
 def item(messages: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
     """A chat as the mixture hands it on."""
     where = {"source": 0, "example": 7, "variant": 0, "where": "chats row 7", "choices": []}
-    return {**where, "chat": Chat(messages=messages, **extra), "task": "chats", "target": "", "targets": [""]}
+    return {**where, "chat": Chat(messages=messages, **extra), "task": "chats", "choice": -1}
 
 
 def row(tokenizer: Any, messages: list[dict[str, Any]], tools: Any = None, **options: Any) -> Any:
@@ -173,14 +173,21 @@ def test_template_without_an_end_of_turn_is_refused(family: Callable[[str], Any]
     assert "marks no end of an answer" in row(tokenizer, TALK).reason
 
 
-def test_a_long_chat_loses_its_end_but_never_its_first_answer(family: Callable[[str], Any]) -> None:
-    """Cut at max_length; where that would take the first answer, the text before it loses its beginning."""
+def test_a_long_chat_ends_with_its_last_whole_answer(family: Callable[[str], Any]) -> None:
+    """Never within one; where the first has no room, the text before it loses its beginning."""
     tokenizer = family("chatml")
     whole = row(tokenizer, TALK)
     size = len(whole["input_ids"])
-    made = row(tokenizer, TALK, max_length=size - 10)
-    assert made["input_ids"].tolist() == whole["input_ids"].tolist()[: size - 10]
-    assert made["truncated"] == 10
+    for lost in (1, 2, 10):  # the line's end, the end token, most of the second answer
+        made = row(tokenizer, TALK, max_length=size - lost)
+        length = len(made["input_ids"])
+        assert made["input_ids"].tolist() == whole["input_ids"].tolist()[:length]
+        assert made["truncated"] == size - length >= lost
+        answers = ["An öl lamp.\nReally.<|im_end|>", "Bye 👋<|im_end|>"]
+        assert trained(tokenizer, made) == (answers if lost == 1 else answers[:1])
+        assert tokenizer.decode(made["input_ids"]).endswith(answers[lost == 1 and 1])
+    (entry,) = encoder(tokenizer, max_length=size - 10).rows([item(TALK)], evaluated=True)
+    assert entry[0]["target"] == TALK[1]["content"]  # what is asked, not what was cut away
     long = [{"role": "user", "content": "start " + "abcd " * 60 + "end?"}, TALK[1]]
     made = row(tokenizer, long, max_length=100)
     assert trained(tokenizer, made) == ["An öl lamp.\nReally.<|im_end|>"]
@@ -230,6 +237,6 @@ def test_any_chat_is_masked_exactly_or_dropped(
     assert (labels != -100).any()
     keep = labels != -100
     assert (labels[keep] == entry["input_ids"][keep]).all()
-    said = "".join(m["content"].strip() for m in chat.messages if m["role"] == "assistant")
-    got = "".join(trained(tokenizer, entry)).replace(ENDS.get(name, "<|im_end|>"), "")
-    assert "".join(got.split()).rstrip("\ufffd") in "".join(said.split())
+    said = [m["content"].split() for m in chat.messages if m["role"] == "assistant"]
+    got = [run.removesuffix(ENDS.get(name, "<|im_end|>")).split() for run in trained(tokenizer, entry)]
+    assert got == said[: len(got)]

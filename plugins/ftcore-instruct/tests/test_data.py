@@ -103,6 +103,26 @@ def test_sources_with_reasons_are_beside_the_number_of_tasks(
     assert sum(prepared.splits["train"].column("cot")) == 4
 
 
+def test_held_out_tasks_are_evaluated_beside_a_split(opened: Open, folder: Path) -> None:
+    """The rows that `data.split` gives to validation, and every held-out one; none is trained on."""
+    shares = {"data.train": folder, "data.split": [0.5, 0.5, 0.0]}
+    plugin, _, _ = opened(shares, held_out=["alpha/*"])
+    assert kept(plugin, "validation")["a"] == list(range(8))
+    assert "a" not in kept(plugin)
+    assert [len(kept(plugin, s)["b"]) for s in ("train", "validation")] == [3, 3]
+    with pytest.raises(UserError, match="cuts the training data; take"):
+        opened({**shares, "data.validation": folder})
+
+
+def test_floor_of_a_task_that_is_not_evaluated(opened: Open, folder: Path) -> None:
+    """A misspelt one would leave the average as it is; other rows may be evaluated later."""
+    given = {"data.train": folder, "data.validation": folder / "a.jsonl"}
+    assert opened(given, floors={"alpha/one": 5.0})[0]._splits.no_floor == ""
+    plugin = opened(given, floors={"alpha/on": 5.0})[0]
+    with pytest.raises(UserError, match=r"no evaluated task is named 'alpha/on'; did you mean 'alpha/one'\?"):
+        plugin.on_train_start(None)
+
+
 def test_limit_and_split_are_over_all_sources(opened: Open, folder: Path) -> None:
     """`data.limit` keeps so many rows of a split, `data.split` cuts each source by its shares."""
     plugin, prepared, _ = opened({"data.train": folder, "data.limit.train": 7})
@@ -131,6 +151,17 @@ def test_streams_and_other_files_are_read_like_json_lines(opened: Open, write: W
     ]
     texts = [[m[i]["input_ids"].tolist() for i in range(9)] for m in made]
     assert texts[0] == texts[1] == texts[2] == texts[3]
+
+
+def test_streamed_directory_has_a_source_a_file(opened: Open, folder: Path, write: Write) -> None:
+    """Files of unlike columns too; `data.limit` takes the first rows of all of them."""
+    write("tasks/d.jsonl", [{"prompt": f"{i}?", "completion": "x"} for i in range(4)])
+    stream = {"data.train": folder, "data.streaming": True}
+    assert kept(opened(stream)[0]) == kept(opened({"data.train": folder})[0])
+    assert {n: len(r) for n, r in kept(opened({**stream, "data.limit.train": 11})[0]).items()} == {
+        "a": 8,
+        "b": 3,
+    }
 
 
 def test_stream_is_written_once_and_limited_to_its_first_rows(
@@ -176,6 +207,25 @@ def test_encoder_decoder_rows(opened: Open, folder: Path) -> None:
             {"sources": {"x": {"path": "tasks"}}},
             "both data.train and plugin.instruct.sources",
         ),
+        ({}, {"sources": {"x": "tasks/"}}, "sources.x must be {path: ...}, got 'tasks/'"),
+        ({}, {"sources": {"x": {"path": "tasks", "cap": 2.5}}}, "cap must be a whole number"),
+        ({}, {"sources": {"x": {"path": "tasks", "cap": 0}}}, "cap must be a whole number, at least 1"),
+        ({}, {"sources": {"x": {"path": "tasks", "shots": 1.5}}}, "shots must be a whole number"),
+        ({}, {"sources": {"x": {"path": "tasks", "weight": "two"}}}, "weight must be a number"),
+        ({}, {"sources": {"x": {"path": "tasks", "format": "tsk"}}}, "format must be one of auto"),
+        ({}, {"sources": {"x": {"path": "tasks", "split": "dev"}}}, "sources.x.split is for a hub id"),
+        (
+            {"data.streaming": True},
+            {"sources": {"x": {"path": "tasks"}}},
+            "data.streaming does nothing for plugin.instruct.sources",
+        ),
+        ({"data.train": "tasks"}, {"system": "Be short."}, "plugin.instruct.system does nothing"),
+        ({"data.train": "tasks", "data.columns.group": "g"}, {}, "data.columns.group does nothing"),
+        (
+            {"data.train": "tasks", "task.name": "seq2seq", "model.path": "ftcore:tiny_t5"},
+            {"generate": False},
+            "plugin.instruct.generate=false makes no answers to measure rougeL by",
+        ),
         ({"data.train": "tasks"}, {"templates": "none.yaml"}, "templates: can't read none.yaml"),
         ({"data.train": "tasks"}, {"chat_template": "none.jinja"}, "chat_template: can't read none.jinja"),
     ],
@@ -197,3 +247,23 @@ def test_broken_line_is_named(opened: Open, write: Write) -> None:
     path.write_text(path.read_text() + '{"input": "x", \n')
     with pytest.raises(UserError, match=r"t.jsonl row 3 \(0-based\) is broken JSON"):
         opened({"data.train": path})
+    path.write_text('{"input": "\\ud83d", "target": "x"}\n')
+    with pytest.raises(UserError, match=r"t.jsonl row 0 \(0-based\) holds a lone surrogate \(.ud83d\)"):
+        opened({"data.train": path})
+
+
+def test_blank_lines_are_no_rows(opened: Open, tmp_path: Path) -> None:
+    """Lines of white space alone, and those of Windows, whatever ends the file."""
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'\r\n{"input": "a", "target": "b"}\r\n \t\n\n {"input": "c", "target": "d"}\r\n  ')
+    plugin, _, _ = opened({"data.train": path})
+    assert [item["answer"] for item in plugin._splits.items["train"]] == ["b", "d"]
+
+
+def test_delimiter_of_csv_files_is_the_configs(opened: Open, tmp_path: Path) -> None:
+    """As core reads them: a file that could be read in two ways is read in the one that is said."""
+    (tmp_path / "t.csv").write_text("input,a;target,b\n1,2;3,4\n")
+    with pytest.raises(UserError, match="columns input, a;target, b"):
+        opened({"data.train": tmp_path / "t.csv", "data.csv.delimiter": ","})
+    with pytest.raises(UserError, match="columns input,a, target,b"):
+        opened({"data.train": tmp_path / "t.csv", "data.csv.delimiter": ";"})

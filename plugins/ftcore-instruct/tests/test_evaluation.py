@@ -1,9 +1,6 @@
 """Evaluation: likelihoods and choices against loops by hand, generation from the right prompt, and scores."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +9,13 @@ import torch
 import transformers
 
 from ftcore import Batch, tiny
+from ftcore_instruct import _chat
 from ftcore_instruct._attention import use_segments
+from ftcore_instruct._chat_template import PLAIN
 from ftcore_instruct._evaluation import evaluate, extract_answer, normalized, predict, token_f1
+from ftcore_instruct._formats import Chat
 from ftcore_instruct._packing import flatten, padded
+from ftcore_instruct._rows import Encoder
 
 
 def model_of(name: str) -> Any:
@@ -130,6 +131,26 @@ def test_token_f1(prediction: str, target: str, f1: float) -> None:
     assert token_f1(prediction, target) == pytest.approx(f1)
 
 
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_t5"])
+def test_chat_asks_as_training_does(name: str) -> None:
+    """The answer in `ftcore chat` follows the very tokens that stand before a trained one."""
+    model, tokenizer, decoder = model_of(name), tiny.tokenizer(name), name == "tiny_llama"
+    tokenizer.chat_template = PLAIN
+    encoder = Encoder(tokenizer, seq2seq=not decoder, max_length=99, train_on="last", wrap=False, system=None)
+    expected, said = [], []
+    for text in ("hi", "so?", "What else is there to say of it?", "1 + 1"):
+        talk = [{"role": "user", "content": text}]
+        chat = Chat(messages=[*talk, {"role": "assistant", "content": "yes"}])
+        item = {"chat": chat, "where": "", "source": 0, "example": 0, "variant": 0}
+        ((row,),) = encoder.rows([item], evaluated=False)
+        first = int((row["labels"] != -100).argmax()) if decoder else None
+        with torch.no_grad():
+            expected.append(_generate(model, tokenizer, row["input_ids"][:first].tolist()))
+        said.append(_chat.answer(model, tokenizer, talk, 5, 0.0, 0))
+    assert said == expected
+    assert len(set(said)) > 1
+
+
 def test_normalized() -> None:
     """0 at the floor, 100 at the top, below 0 beneath a guess."""
     assert [normalized(25, 25), normalized(100, 25), normalized(10, 25)] == [0, 100, -20]
@@ -159,25 +180,3 @@ def test_scores_of_tasks_and_their_average() -> None:
 def test_one_task_without_generation() -> None:
     """No table of one row, and no score where nothing was generated or chosen."""
     assert evaluate({"task": ["a"], "nll": [1.0]}, {}, with_texts=True) == {}
-
-
-@pytest.mark.parametrize("model", ["tiny_llama", "tiny_t5"])
-def test_a_saved_run_evaluates_as_it_did(tmp_path: Path, model: str) -> None:
-    """Packed rows see only themselves in a model that is loaded again, too."""
-    chats = [
-        [{"role": "user", "content": f"what is {i}?"}, {"role": "assistant", "content": f"it is {i}"}]
-        for i in range(8)
-    ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in chats))
-    data = ["data=files", "data.train=a.jsonl", "data.validation=a.jsonl", "plugin.instruct.overlap=off"]
-    sizes = ["train.steps=3", "train.batch_size=4", "task.max_new_tokens=4", "data.max_length=128"]
-    said = ""
-    for arguments in (
-        ["+plugin=instruct", f"model={model}", *data, *sizes, "hydra.run.dir=run"],
-        ["evaluate", "run"],
-    ):
-        command = [sys.executable, "-m", "ftcore", *arguments]
-        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        said = ended.stdout + ended.stderr
-    assert "equal to result.json, to the last digit" in said

@@ -1,5 +1,6 @@
 """Formats: told by their columns, read to one shape, bad rows by their reason; any row fuzzed."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore import Dropped, UserError
-from ftcore_instruct._formats import FORMATS, BadRow, Chat, Task, detect, read
+from ftcore_instruct._formats import FORMATS, BadRow, Chat, Task, asked, detect, read
 from ftcore_instruct._rows import Encoder
 from ftcore_instruct._templates import Choice, Templates
 
@@ -167,7 +168,7 @@ def task_item(prompt: str, answer: str, shots: list[str]) -> dict[str, Any]:
         "variant": 0,
         "where": "f row 3",
         "choices": ["yes", "no"],
-        "target": answer,
+        "choice": ["yes", "no"].index(answer) if answer in ("yes", "no") else -1,
     }
     return {
         **where,
@@ -176,7 +177,7 @@ def task_item(prompt: str, answer: str, shots: list[str]) -> dict[str, Any]:
         "shots": shots,
         "separator": "\n\n",
         "task": "f",
-        "targets": [],
+        "targets": [answer],
     }
 
 
@@ -246,3 +247,100 @@ def test_weights_are_numbers_from_zero_on(weight: Any) -> None:
     """A negative one would turn the gradient of the whole step around."""
     with pytest.raises(BadRow, match="a weight that is no number from 0 on"):
         both({"messages": [ASK[0], {**ASK[1], "weight": weight}]})
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "expected"),
+    [
+        (("q", "a"), {"input": "i", "target": "t", "q": "x", "a": "y"}, ("x", "y")),
+        (("instruction", "best"), {"instruction": "i", "output": "t", "best": "y"}, ("i", "y")),
+        (("q", "target"), {"input": "i", "target": "t", "q": "x"}, ("x", "t")),
+        (("q", "a"), {"messages": ASK, "q": "x", "a": "y"}, ("x", "y")),
+        (("question", "target"), {"input": "i", "target": "t", "question": "x"}, ("i", "t")),  # a guess
+        (("input", "output"), {"instruction": "d", "input": "i", "output": "o"}, ("i", "o")),  # one too
+    ],
+)
+def test_columns_that_are_named_win(columns: Any, row: dict[str, Any], expected: tuple[str, str]) -> None:
+    """Over columns that happen to be called as a format's; what core guessed does not."""
+    found = read(row, detect(row, *columns, "f"), *columns, "f")
+    assert (found.input, found.target) == expected
+    assert found.verbatim is (columns not in (("question", "target"), ("input", "output")))
+
+
+def test_a_named_chat_and_a_system_column() -> None:
+    """The named column of messages is read; a row's `system` goes before a chat that has none."""
+    row = {"messages": ASK, "talk": [*ASK, *ASK]}
+    assert read(row, detect(row, "talk", "target", "f"), "talk", "target", "f").messages == row["talk"]
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    system = {"role": "system", "content": "Be short."}
+    assert both({"conversations": turns, "system": "Be short."}).messages == [system, *ASK]
+    assert (
+        both({"messages": [{**system, "content": "Own."}, *ASK], "system": "x"}).messages[0]["content"]
+        == "Own."
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{**ASK[0], "weight": 0}], "completion": "no"},
+        {"messages": ASK},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "no"}]},
+        {"input": "hi"},
+        {"instruction": "hi", "output": None},
+        {"question": "hi"},
+        {"prompt": "hi", "completion": "no"},
+    ],
+)
+def test_rows_without_answers_are_asked(row: dict[str, Any]) -> None:
+    """Whatever answer they have is not read: something stands in for it."""
+    form = detect(row, "text", "target", "f", answered=False)
+    found = read(asked(row, form, "text", "target"), form, "text", "target", "f")
+    if isinstance(found, Chat):
+        assert [m["content"] for m in found.messages] == ["hi", "?"]
+        assert "weight" not in found.messages[0]
+    else:
+        assert (found.input or found.instruction, found.target, found.targets) == ("hi", "?", ["?"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("'*': [[1]]", "a template of '*' is wrong: it must be a text, or {prompt: ..., answer: ...}"),
+        ("'*': [{answer: x}]", "a template of '*' has no prompt"),
+        ("'*': [{prompt: 1}]", "a template of '*' is wrong: 1 is no text"),
+        ("'*': ['x']\nsum: ['y']", "'sum' stands after '*'"),
+    ],
+)
+def test_wrong_template_files(tmp_path: Any, text: str, message: str) -> None:
+    """One line with the file and the pattern."""
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        Templates(str(tmp_path / "t.yaml"))
+
+
+def test_template_without_an_answer_trains_nothing(tmp_path: Any) -> None:
+    """An empty answer would train the end token alone; a pattern that is a number names a task."""
+    (tmp_path / "t.yaml").write_text(
+        "7: [{prompt: '{{ input }}', answer: '{{ rationale }}'}]\n'*': ['{{ input }}']"
+    )
+    templates = Templates(str(tmp_path / "t.yaml"))
+    one = Task(task="7", input="x", target="y")
+    with pytest.raises(BadRow, match=r"template 0 of .*t.yaml gives an empty answer"):
+        templates.render(one, Choice())
+    assert templates.render(Task(task="8", input="x", target="y"), Choice()) == ("x", "y")
+
+
+def test_tasks_beside_weighted_chats_have_weight_one(family: Callable[[str], Any]) -> None:
+    """All rows of a split have the same columns."""
+    for wrap in (True, False):
+        made = encode(family("chatml"), task_item("Q\n", "yes", []), train_on="weights", wrap=wrap)
+        assert set(made["weights"][made["labels"] != -100].tolist()) == {1.0}
+
+
+def test_a_choice_that_spells_a_control_token_names_its_row(family: Callable[[str], Any]) -> None:
+    """It can't be scored as it would be trained."""
+    item = {**task_item("Q\n", "no", []), "choices": ["no", "<|im_end|>"]}
+    entry = encode(family("chatml"), item, evaluated=True, wrap=True)
+    assert entry.reason == "a choice can't be scored: a text holds the control token <|im_end|>"
+    assert entry.where == "f row 3"

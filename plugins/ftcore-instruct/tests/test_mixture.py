@@ -273,3 +273,49 @@ def test_templates_of_rows_without_input_have_no_empty_field(number: int) -> Non
     assert "Input:" not in without
     assert "\n\n" not in without
     assert not without.startswith("\n")
+
+
+def test_exemplars_of_rows_with_an_instruction_alone(opened: Open, write: Write) -> None:
+    """Where it is the question, rows of a task are each other's exemplars."""
+    data = [{"instruction": f"Say {i}.", "input": "", "target": f"={i}", "task": "say"} for i in range(5)]
+    drawn = items(opened({"data.train": write("t.jsonl", [*data, data[0]])}, few_shot=1.0)[0])
+    assert all(item["shots"] for item in drawn)
+    assert not any("Say 0." in shot for i in (0, 5) for shot in drawn[i]["shots"])
+
+
+def test_exemplars_have_what_their_form_is_made_of(opened: Open, write: Write) -> None:
+    """Turned around to its reasons, a row has exemplars with reasons; to its input, with inputs."""
+    data = [{**r, "rationale": "Because." if i % 2 else ""} for i, r in enumerate(rows(30, "a"))]
+    data += [{"instruction": f"Alone {i}?", "input": "", "target": "x", "task": "a"} for i in range(30)]
+    plugin, _, _ = opened(
+        {"data.train": write("t.jsonl", data), "train.epochs": 4}, few_shot=1.0, invert=1.0, cot=0.0
+    )
+    turned = [item for item in items(plugin) if item["form"]["inverted"]]
+    reasoned = [item for item in turned if "Because." in item["prompt"] + item["answer"]]
+    assert len(reasoned) > 10
+    assert all("Because." in shot for item in reasoned for shot in item["shots"])
+    assert not any("Alone" in shot for item in turned for shot in item["shots"])
+
+
+def test_evaluated_answers_are_those_of_the_template(opened: Open, write: Write, tmp_path: Path) -> None:
+    """Targets and choices are compared as the model was taught to say them, without reasons."""
+    (tmp_path / "t.yaml").write_text(
+        "'*':\n- prompt: '{{ input }}{% if cot %} Why?{% endif %}'\n"
+        "  answer: '{% if cot %}{{ rationale }} {% endif %}= {{ target }}'\n"
+    )
+    row = {"input": "1 + 1", "target": "2", "targets": ["two"], "choices": ["1", "2"], "rationale": "So."}
+    path, template = write("t.jsonl", [row]), str(tmp_path / "t.yaml")
+    given = {"data.train": path, "data.validation": path}
+    plugin, prepared, _ = opened(given, templates=template)
+    (item,) = plugin._splits.items["validation"]
+    assert (item["answer"], item["targets"]) == ("= 2", ["= 2", "= two"])
+    assert (item["choices"], item["choice"]) == (["= 1", "= 2"], 1)
+    found = prepared.splits["validation"][0]
+    ends = found["choice_lengths"].cumsum()
+    assert (
+        found["choice_ids"][ends[0] : ends[1]].tolist() == found["labels"][found["labels"] != -100].tolist()
+    )
+    assert (found["target"], found["choice"]) == ("= 2", 1)
+    (item,) = opened(given, templates=template, eval_cot=True)[0]._splits.items["validation"]
+    assert (item["prompt"], item["answer"]) == ("1 + 1 Why?", "So. = 2")
+    assert (item["targets"], item["choices"]) == (["= 2", "= two"], [])  # not scored before the reasons

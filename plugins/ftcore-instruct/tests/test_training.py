@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -116,6 +117,60 @@ def test_one_gradient_for_every_layout(tmp_path: Path, data: list[str], model: s
     assert "no run has finished there" in printed[3]
 
 
+QUESTIONS: dict[str, Any] = {
+    "alpaca": lambda i: {"instruction": f"Do {i}."},
+    "chat": lambda i: {"messages": [TURNS[0], TURNS[1], {"role": "user", "content": f"n{i}"}]},
+    "prompt": lambda i: {"prompt": f"p{i}="},
+    "share": lambda i: {"conversations": [{"from": "human", "value": f"s{i}"}]},
+    "task": lambda i: {"instruction": "Say.", "input": f"t{i}", "choices": ["aa", "bb", "cc"]},
+}
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
+
+
+def answered(name: str, row: dict[str, Any], answer: str) -> dict[str, Any]:
+    """A row of `QUESTIONS` with its answer."""
+    if name == "chat":
+        return {"messages": [*row["messages"], {"role": "assistant", "content": answer}]}
+    if name == "share":
+        return {"conversations": [*row["conversations"], {"from": "gpt", "value": answer}]}
+    return {**row, {"alpaca": "output", "prompt": "completion", "task": "target"}[name]: answer}
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_t5"])
+def test_a_saved_run_answers_and_scores_files_as_it_did(tmp_path: Path, model: str) -> None:
+    """Rows of every format are asked as in evaluation, with their answers or without, and scored so."""
+    for folder in ("asked", "full"):
+        (tmp_path / folder).mkdir()
+    for number, (name, make) in enumerate(QUESTIONS.items()):
+        asked = [make(i) for i in range(3)]
+        full = [answered(name, row, "abcdefghijklmno"[3 * number + i] * 2) for i, row in enumerate(asked)]
+        for folder, rows in (("asked", full if name == "prompt" else asked), ("full", full)):
+            (tmp_path / folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    bad = [{"prompt": ""}, {"prompt": "p" * 99}]
+    (tmp_path / "asked" / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in bad))
+    options = ["few_shot=0", "variants=1", "overlap=off"]
+    sizes = ["train.steps=30", "train.batch_size=16", "optim.lr=1e-2", "task.max_new_tokens=4"]
+    data = ["data=files", "data.train=full", "data.validation=full", "data.max_length=64"]
+    words = ["+plugin=instruct", f"model={model}", *data, *sizes, *(f"plugin.instruct.{o}" for o in options)]
+    printed = ftcore(
+        tmp_path,
+        ([*words, "train.eval_every=30", "hydra.run.dir=run"], "", 1),
+        (["evaluate", "run", "data=full", "--json"], "", 1),
+        (["predict", "run", "asked", "--to", "answers.jsonl"], "", 1),
+    )
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    scored = json.loads(printed[1][printed[1].index("{") :])
+    assert {k.replace("test/", "eval/"): v for k, v in scored.items()} == metrics
+    then = pq.read_table(tmp_path / "run" / "predictions" / "validation.parquet").to_pylist()
+    kept = [{k: row[k] for k in ("row", "choice_prediction", "prediction")} for row in then]
+    assert len({row["prediction"] for row in kept}) > 1
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert lines[:15] == kept
+    assert lines[15] == {"row": 15, "choice_prediction": None, "prediction": None}
+    assert "1 of 17 rows are unusable (0-based): 1 empty prompt (x row 0)" in printed[2]
+    assert "1 of 16 rows are cut to data.max_length=64 tokens" in printed[2]
+
+
 def test_warm_up_trains_the_new_embeddings_alone(tmp_path: Path, data: list[str]) -> None:
     """For its steps, and on two ranks as on one; afterwards everything is trained."""
     tokens = tmp_path / "tokens.txt"
@@ -168,3 +223,13 @@ def test_chunked_and_full_loss_train_alike(tmp_path: Path, data: list[str]) -> N
     for kind in ("chunked", "trained"):
         assert records(tmp_path / "loss" / kind) == pytest.approx(expected, rel=1e-5)
     assert "plugin.instruct.loss=chunked: T5ForConditionalGeneration can't" in printed[1]
+
+
+def test_proofs_hold_of_packed_rows(tmp_path: Path, data: list[str]) -> None:
+    """What `ftcore check` proves: the export answers as the run did, and a step is the same in parts."""
+    from ftcore.compose import compose
+    from ftcore.proofs import export_proof, split_proof
+
+    cfg = compose([*data, "model=tiny_llama", "hydra.run.dir=none"])
+    proofs = [export_proof(cfg, tmp_path / "export"), split_proof(cfg, tmp_path / "split")]
+    assert all(proof.ok for proof in proofs), proofs

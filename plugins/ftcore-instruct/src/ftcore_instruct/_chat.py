@@ -100,9 +100,9 @@ def answer(
     from transformers import TextStreamer
 
     is_encoder_decoder = model.config.is_encoder_decoder
-    inputs = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
-    ).to(model.device)
+    prompt = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    # As in training: what an encoder reads has its end token.
+    inputs = tokenizer(prompt, add_special_tokens=is_encoder_decoder, return_tensors="pt").to(model.device)
     torch.manual_seed(seed + len(messages))
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     made = model.generate(

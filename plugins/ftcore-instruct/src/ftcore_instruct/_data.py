@@ -10,12 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ftcore import UserError, data
-from ftcore.config import Config, FilesData
+from ftcore.config import Config, FilesData, Limit
+from ftcore.errors import nearest, note
 from ftcore.prepare import cache_root
 from ftcore.seeding import derive
 from ftcore_instruct import _formats, _overlap
@@ -26,14 +27,16 @@ from ftcore_instruct._sources import (
     Settings,
     Source,
     Table,
+    open_path,
     open_source,
     open_split,
     settings,
+    split_files,
     spool,
 )
 from ftcore_instruct._templates import Templates
 
-__all__ = ["Splits", "load"]
+__all__ = ["Splits", "check_system", "load", "load_file"]
 
 SAMPLE = 256  # rows whose tokens are counted, to tell how many fit in a pack
 
@@ -45,6 +48,7 @@ class Splits:
     items: dict[str, Items]
     quotas: list[int]
     overlap: dict[str, Any]
+    no_floor: str = ""  # what is wrong with `floors`: said where they are trained by
 
 
 def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
@@ -53,42 +57,86 @@ def load(cfg: Config, options: Mapping[str, Any], tokenizer: Any) -> Splits:
     Raises:
         UserError: a missing file, an unknown format, options that contradict each other or do nothing.
     """
-    defaults = {
-        k: options[k] for k in ("format", "cap", "dry", "few_shot", "shots", "options", "cot", "invert")
-    }
-    columns = (cfg.data.columns.text, cfg.data.columns.target)
-    sources = _train(cfg, options, defaults, columns)
-    sources, held = _hold_out(sources, options["held_out"])
-    evaluated = {s: _as_sources(r, defaults, columns) for s, r in _evaluated(cfg).items()}
+    sources, held = _hold_out(_train(cfg, options), options["held_out"])
     if options["num_tasks"]:
         sources = _choose(sources, options["num_tasks"])
-    if held and "validation" not in evaluated:
-        evaluated["validation"] = held
+    evaluated, apart = _evaluated(cfg, options), held
     if cfg.data.split is not None:
+        if evaluated:
+            raise UserError(
+                "data.split cuts the training data; take data.validation and data.test away (=null)"
+            )
         sources, evaluated = _cut(sources, cfg)
+    if held and (cfg.data.split is not None or "validation" not in evaluated):
+        evaluated["validation"], apart = [*evaluated.get("validation", ()), *held], []
+    no_floor = _no_floor(evaluated, options["floors"])
     for split, part in {"train": sources, **evaluated}.items():
         _limit(part, getattr(cfg.data.limit, split), cfg.data.split_seed)
-    apart = [] if evaluated.get("validation") is held else held
     against = [*(s for part in evaluated.values() for s in part), *apart]
-    report = _keep_apart(sources, against, columns, options)
+    report = _keep_apart(sources, against, options)
     sources = [s for s in sources if len(s.kept)]
     if not sources:
         raise UserError("nothing is left to train on: every row is held out, or overlaps what is evaluated")
     templates = Templates(options["templates"])
-    counts, epochs = _epochs(sources, cfg, columns, tokenizer if options["pack"] else None)
+    counts, epochs = _epochs(sources, cfg, tokenizer if options["pack"] else None)
     train = Items(
         sources,
         templates,
-        columns=columns,
         seed=cfg.data.split_seed,
         needed=[q * epochs for q in counts],
         variants=options["variants"],
     )
+    if report.get("rows"):
+        did = "taken out" if report["policy"] == "drop" else "found"
+        train.remarks = [f"{report['rows']} that overlap evaluated rows {did}"]
     items = {"train": train}
     for split, part in evaluated.items():
-        shown = [_evaluation(s, options) for s in part]
-        items[split] = Items(shown, templates, columns=columns, seed=cfg.data.split_seed, drawn=False)
-    return Splits(items=items, quotas=counts, overlap=report)
+        items[split] = _evaluation(part, templates, cfg, options)
+    return Splits(items=items, quotas=counts, overlap=report, no_floor=no_floor)
+
+
+def load_file(path: str, cfg: Config, options: Mapping[str, Any], *, asked: bool) -> Items:
+    """The items of a file (or a directory of them), made as those of an evaluated split are.
+
+    Args:
+        asked: the rows may lack their answers, which are not read.
+
+    Raises:
+        UserError: a missing file, or an unknown format.
+    """
+    readers = open_path(Path(path).expanduser(), "the file", cfg)
+    sources = _as_sources(readers, cfg, options, asked=asked)
+    if asked and options["eval_shots"]:
+        note("plugin.instruct.eval_shots: rows without answers give no exemplars, so they are asked without")
+        options = {**options, "eval_shots": 0}
+    return _evaluation(sources, Templates(options["templates"]), cfg, options)
+
+
+def check_system(splits: Splits) -> None:
+    """Say where `system` goes if prompts and tasks are no chats.
+
+    Raises:
+        UserError: there are no chats at all.
+    """
+    forms = [one.form in ("messages", "sharegpt") for part in splits.items.values() for one in part.sources]
+    if not any(forms):
+        raise UserError(
+            "plugin.instruct.system does nothing: tasks and prompts are no chats here; set"
+            " plugin.instruct.wrap=true, or take it away"
+        )
+    if not all(forms):
+        note(
+            "plugin.instruct.system is for chats; tasks and prompts are none here (plugin.instruct.wrap=true)"
+        )
+
+
+def _no_floor(evaluated: Mapping[str, Sequence[Source]], floors: Mapping[str, float]) -> str:
+    """Which floor is of a task that is not evaluated, and does nothing; empty where none is."""
+    tasks = {task for part in evaluated.values() for one in part for _, task in _tasks(one)} if floors else ()
+    for name in floors:
+        if name not in tasks:
+            return f"plugin.instruct.floors: no evaluated task is named '{name}'; {nearest(name, tasks)}"
+    return ""
 
 
 def _choose(sources: Sequence[Source], count: int) -> list[Source]:
@@ -103,9 +151,7 @@ def _choose(sources: Sequence[Source], count: int) -> list[Source]:
     return [*drawn[:count], *(s for s in sources if s.has_rationale)]
 
 
-def _epochs(
-    sources: Sequence[Source], cfg: Config, columns: tuple[str, str], packed_by: Any
-) -> tuple[list[int], int]:
+def _epochs(sources: Sequence[Source], cfg: Config, packed_by: Any) -> tuple[list[int], int]:
     """Rows of each source in an epoch, and epochs at most.
 
     An epoch is Σ min(rows, cap) rows, or as many as `train.steps` can take where that is less: what is
@@ -118,22 +164,20 @@ def _epochs(
         return counts, math.ceil(cfg.train.epochs)
     taken = cfg.train.steps * cfg.train.batch_size
     if packed_by is not None:
-        taken *= _rows_per_pack(sources, counts, cfg, columns, packed_by)
+        taken *= _rows_per_pack(sources, counts, cfg, packed_by)
     counts = quotas(sizes, *shares, total=min(sum(counts), taken))
     return counts, max(1, math.ceil(taken / sum(counts)))
 
 
-def _rows_per_pack(
-    sources: Sequence[Source], counts: Sequence[int], cfg: Config, columns: tuple[str, str], tokenizer: Any
-) -> int:
+def _rows_per_pack(sources: Sequence[Source], counts: Sequence[int], cfg: Config, tokenizer: Any) -> int:
     """Rows that a pack holds at most, by a sample: texts alone, without templates, are shorter than rows."""
     rng = np.random.default_rng(derive(cfg.data.split_seed, "sample"))
     texts = []
     for i in rng.choice(len(sources), SAMPLE, p=np.asarray(counts) / sum(counts)):
         one = sources[i]
-        row = one.rows[int(rng.choice(one.kept))]
+        row = int(rng.choice(one.kept))
         try:
-            texts.append(" ".join(_overlap.texts(_formats.read(row, one.form, *columns, one.name))))
+            texts.append(" ".join(_overlap.texts(one.read(row))))
         except BadRow:
             continue
     for one in sources:
@@ -143,86 +187,120 @@ def _rows_per_pack(
     return max(1, math.ceil(length * len(texts) / max(1, tokens)))
 
 
-def _train(
-    cfg: Config, options: Mapping[str, Any], defaults: Mapping[str, Any], columns: Any
-) -> list[Source]:
+def _train(cfg: Config, options: Mapping[str, Any]) -> list[Source]:
     """The sources to train on: those of the config, or each file of `data.train`, or the data set."""
     if not options["sources"]:
-        return _as_sources(_local_or_loaded(cfg, "train"), defaults, columns)
+        return _as_sources(_opened(cfg, "train"), cfg, options)
     if getattr(cfg.data, "train", None) or getattr(cfg.data, "path", None):
         raise UserError(
             "both data.train and plugin.instruct.sources say what to train on;"
             " take one (data=files data.train=null)"
         )
+    if cfg.data.streaming:
+        raise UserError(
+            "data.streaming does nothing for plugin.instruct.sources, which are read row by row from disk;"
+            " take it away"
+        )
     found = []
     for name, given in options["sources"].items():
-        one = settings(given or {}, defaults, name)
-        for part, rows in open_source(one, name, cfg).items():
-            found.append(_source(part, rows, one, columns))
+        one = settings({} if given is None else given, _defaults(options), str(name))
+        for part, rows in open_source(one, str(name), cfg).items():
+            found.append(_source(part, rows, one, cfg))
     return found
 
 
-def _local_or_loaded(cfg: Config, split: str) -> dict[str, Reader]:
-    if isinstance(cfg.data, FilesData) and not cfg.data.streaming:
-        return open_split(split, cfg)  # type: ignore[arg-type]
-    return _loaded(cfg).get(split, {})
-
-
-def _loaded(cfg: Config) -> dict[str, dict[str, Reader]]:
-    """The splits as core loads them; a stream is written to disk once, by what identifies it.
-
-    `data.limit` takes the first rows of a stream, as core does; of other data, `_limit` draws them.
-    """
-    plain = cfg
-    if not cfg.data.streaming:
-        limit = type(cfg.data.limit)()
-        plain = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, split=None, limit=limit))
-    splits = data.load(plain)
-    name = Path(str(getattr(cfg.data, "train", None) or getattr(cfg.data, "path", ""))).stem
-    if not cfg.data.streaming:
-        return {s: {name: Table(d)} for s, d in splits.items()}
+def _opened(cfg: Config, split: Literal["train", "validation", "test"]) -> dict[str, Reader]:
+    """The readers of a split, by source; a stream is written to disk once, by what identifies it."""
     if isinstance(cfg.data, FilesData):
-        identity = data.fingerprint(cfg, None)
-    else:
-        import huggingface_hub
+        return (_streamed if cfg.data.streaming else open_split)(split, cfg)
+    plain, name = cfg, Path(cfg.data.path).stem
+    if not cfg.data.streaming:  # `_limit` draws; of a stream core takes the first rows
+        own = dataclasses.replace(cfg.data, split=None, limit=type(cfg.data.limit)())
+        plain = dataclasses.replace(cfg, data=own)
+    found = data.load(plain).get(split)
+    if found is None:
+        return {}
+    if not cfg.data.streaming:
+        return {name: Table(found)}
+    import huggingface_hub
 
-        commit = huggingface_hub.HfApi().dataset_info(cfg.data.path, revision=cfg.data.revision).sha
-        identity = hashlib.sha256(repr((cfg.data, commit)).encode()).hexdigest()[:16]
-    folder = cache_root() / "instruct" / identity
-    return {s: {name: spool(d, folder, s)} for s, d in splits.items()}
-
-
-def _evaluated(cfg: Config) -> dict[str, dict[str, Reader]]:
-    found = {s: _local_or_loaded(cfg, s) for s in ("validation", "test")}
-    return {split: readers for split, readers in found.items() if readers}
-
-
-def _as_sources(readers: Mapping[str, Reader], defaults: Mapping[str, Any], columns: Any) -> list[Source]:
-    return [_source(n, r, settings({}, defaults, n), columns) for n, r in readers.items()]
+    commit = huggingface_hub.HfApi().dataset_info(cfg.data.path, revision=cfg.data.revision).sha
+    identity = hashlib.sha256(repr((cfg.data, commit)).encode()).hexdigest()[:16]
+    return {name: spool(found, cache_root() / "instruct" / identity, split)}
 
 
-def _source(name: str, rows: Reader, one: Settings, columns: tuple[str, str]) -> Source:
-    form, first = one.format, rows[0]
+def _streamed(split: Literal["train", "validation", "test"], cfg: Config) -> dict[str, Reader]:
+    """Each streamed file of a split; of all of them `data.limit` takes the first rows, as of one."""
+    readers: dict[str, Reader] = {}
+    left = getattr(cfg.data.limit, split)
+    for name, file in split_files(split, cfg).items():
+        if left == 0:
+            break
+        one = {"train": str(file), "validation": None, "test": None, "split": None}
+        own = dataclasses.replace(cfg.data, **one, limit=Limit(train=left))
+        alone = dataclasses.replace(cfg, data=own)
+        folder = cache_root() / "instruct" / data.fingerprint(alone, None)
+        readers[name] = spool(data.load(alone)["train"], folder, split)
+        left = None if left is None else left - len(readers[name])
+    return readers
+
+
+def _evaluated(cfg: Config, options: Mapping[str, Any]) -> dict[str, list[Source]]:
+    found = {"validation": _opened(cfg, "validation"), "test": _opened(cfg, "test")}
+    return {s: _as_sources(readers, cfg, options) for s, readers in found.items() if readers}
+
+
+def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the plugin's options say of every source."""
+    return {k: options[k] for k in ("format", "cap", "dry", "few_shot", "shots", "options", "cot", "invert")}
+
+
+def _as_sources(
+    readers: Mapping[str, Reader], cfg: Config, options: Mapping[str, Any], *, asked: bool = False
+) -> list[Source]:
+    one = settings({}, _defaults(options), "data")
+    return [_source(name, rows, one, cfg, asked) for name, rows in readers.items()]
+
+
+def _source(name: str, rows: Reader, one: Settings, cfg: Config, asked: bool = False) -> Source:
+    form, first, columns = one.format, rows[0], (cfg.data.columns.text, cfg.data.columns.target)
     if form == "auto":
-        form = _formats.detect(first, *columns, name)
-    source = Source(name=name, rows=rows, kept=np.arange(len(rows)), settings=one, form=form)
+        form = _formats.detect(first, *columns, name, answered=not asked)
+    source = Source(
+        name=name,
+        rows=rows,
+        kept=np.arange(len(rows)),
+        settings=one,
+        columns=columns,
+        form=form,
+        is_asked=asked,
+    )
     source.has_rationale = any(first.get(column) for column in _formats.RATIONALES)
     source.close()
     return source
 
 
-def _evaluation(source: Source, options: Mapping[str, Any]) -> Source:
-    """A source as it is evaluated: every row once, options listed, `eval_shots` exemplars."""
-    chosen = dataclasses.replace(
-        source.settings, shots=options["eval_shots"], cot=float(options["eval_cot"]), options=1.0, invert=0.0
-    )
-    return dataclasses.replace(source, settings=chosen)
+def _evaluation(
+    sources: Sequence[Source], templates: Templates, cfg: Config, options: Mapping[str, Any]
+) -> Items:
+    """Sources as they are evaluated: every row once, options listed, `eval_shots` exemplars."""
+    chosen = {
+        "shots": options["eval_shots"],
+        "cot": float(options["eval_cot"]),
+        "options": 1.0,
+        "invert": 0.0,
+    }
+    shown = [
+        dataclasses.replace(one, settings=dataclasses.replace(one.settings, **chosen)) for one in sources
+    ]
+    return Items(shown, templates, seed=cfg.data.split_seed, drawn=False)
 
 
 def _tasks(source: Source) -> Iterator[tuple[int, str]]:
     """The task of each used row."""
     for i in source.kept.tolist():
-        yield i, str(source.rows[i].get("task") or source.name)
+        yield i, source.task(i)
+    source.close()
 
 
 def _hold_out(sources: Sequence[Source], patterns: Sequence[str]) -> tuple[list[Source], list[Source]]:
@@ -241,7 +319,6 @@ def _hold_out(sources: Sequence[Source], patterns: Sequence[str]) -> tuple[list[
             if hit is not None:
                 used.add(hit)
             fits[i] = hit is not None
-        one.close()
         mask = np.fromiter(fits.values(), bool)
         held += [dataclasses.replace(one, kept=one.kept[mask])] if mask.any() else []
         trained += [dataclasses.replace(one, kept=one.kept[~mask])] if not mask.all() else []
@@ -277,7 +354,7 @@ def _limit(sources: Sequence[Source], limit: int | None, seed: int) -> None:
 
 
 def _keep_apart(
-    sources: Sequence[Source], against: Sequence[Source], columns: tuple[str, str], options: Mapping[str, Any]
+    sources: Sequence[Source], against: Sequence[Source], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Take rows that overlap evaluated ones out of `sources` (or report them); returns the report.
 
@@ -289,16 +366,16 @@ def _keep_apart(
     if options["overlap"] == "off" or not against:
         return {}
     n, share = options["overlap_words"], options["overlap_share"]
-    digest = hashlib.sha256(repr((columns, n, share)).encode())
+    digest = hashlib.sha256(repr((n, share)).encode())
     for part in (sources, against):
         for one in part:
-            digest.update(repr((one.name, one.rows.fingerprint, one.form)).encode())
+            digest.update(repr((one.name, one.rows.fingerprint, one.form, one.columns)).encode())
             digest.update(one.kept.astype("<i8").tobytes())
     file = cache_root() / "instruct" / f"overlap-{digest.hexdigest()[:24]}.json"
     if file.is_file():
         found = json.loads(file.read_text())
     else:
-        found = _search(sources, against, columns, _overlap.Overlap(n=n, share=share))
+        found = _search(sources, against, _overlap.Overlap(n=n, share=share))
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_suffix(f".{derive(repr(found))}")
         scratch.write_text(json.dumps(found))
@@ -317,12 +394,10 @@ def _keep_apart(
     return {"policy": options["overlap"], **report}
 
 
-def _search(
-    sources: Sequence[Source], against: Sequence[Source], columns: tuple[str, str], known: _overlap.Overlap
-) -> dict[str, Any]:
+def _search(sources: Sequence[Source], against: Sequence[Source], known: _overlap.Overlap) -> dict[str, Any]:
     places = []
     for one in against:
-        for i, parts, task in _compared(one, columns):
+        for i, parts, task in _compared(one):
             known.add(parts, task)
             places.append(f"{one.name} row {i}")
     rows: dict[str, list[int]] = {}
@@ -330,7 +405,7 @@ def _search(
     touched: set[int] = set()
     first: list[str] = []
     for one in sources:
-        compared = _compared(one, columns)
+        compared = _compared(one)
         numbers: list[int] = []
 
         def texts(numbers: list[int] = numbers, compared: Any = compared) -> Iterator[list[str]]:
@@ -360,13 +435,12 @@ def _search(
     return {"rows": rows, "report": report}
 
 
-def _compared(source: Source, columns: tuple[str, str]) -> Iterator[tuple[int, list[str], str]]:
+def _compared(source: Source) -> Iterator[tuple[int, list[str], str]]:
     """(row, texts, task) of the rows that can be read."""
     for i in source.kept.tolist():
-        row = source.rows[i]
         try:
-            found = _formats.read(row, source.form, *columns, source.name)
+            found = source.read(i)
         except BadRow:
             continue
-        yield i, _overlap.texts(found), str(row.get("task") or source.name)
+        yield i, _overlap.texts(found), source.task(i)
     source.close()

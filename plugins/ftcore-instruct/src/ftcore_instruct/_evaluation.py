@@ -47,6 +47,7 @@ def predict(
     answer: dict[str, Sequence[Any]] = {"nll": nll, "tokens": tokens}
     if "choice_ids" in batch.columns:
         answer["choice_prediction"] = _choose(model, batch, rows, collate)
+    set_longest(base_model(model), None)
     if max_new_tokens is not None:
         answer["prediction"] = _generate(base_model(model), rows, batch, tokenizer, max_new_tokens)
     return answer
@@ -111,7 +112,6 @@ def _generate(
     model: Any, rows: Sequence[tuple[Tensor, Tensor]], batch: Batch, tokenizer: Any, max_new_tokens: int
 ) -> list[str]:
     """Each row's last answer, generated greedily from what stands before it."""
-    set_longest(model, None)
     is_encoder_decoder = model.config.is_encoder_decoder
     prompts = [_prompt(ids, labels, is_encoder_decoder) for ids, labels in rows]
     longest, pad = max(map(len, prompts)), tokenizer.pad_token_id or 0

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftcore import UserError
+from ftcore.columns import guess
+from ftcore.config import Columns
 
-__all__ = ["FORMATS", "RATIONALES", "ROLES", "BadRow", "Chat", "Task", "detect", "kin", "read"]
+__all__ = ["FORMATS", "RATIONALES", "ROLES", "STAND_IN", "BadRow", "Chat", "Task"]
+__all__ += ["asked", "detect", "kin", "read"]
 
 FORMATS = ("messages", "sharegpt", "task", "alpaca", "prompt")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -30,6 +33,10 @@ SHAREGPT = {
     "observation": "tool",
 }
 RATIONALES = ("rationale", "cot", "chain_of_thought", "explanation")
+
+
+STAND_IN = "?"
+"""The answer of a row that has none, which nobody reads."""
 
 
 class BadRow(Exception):
@@ -59,17 +66,20 @@ class Task:
     verbatim: bool = False
 
 
-def detect(row: Mapping[str, Any], text: str, target: str, where: str) -> str:
+def detect(row: Mapping[str, Any], text: str, target: str, where: str, *, answered: bool = True) -> str:
     """The format of a source, by the columns of its first row.
 
     Args:
         text, target: `data.columns.text` and `data.columns.target`: a prompt and its completion, or a chat.
+        answered: False where rows may lack their answers.
 
     Raises:
         UserError: none fits; names the columns there are.
     """
     has = row.keys()
-    if _is_chat(row.get("messages")) or _is_chat(row.get(text)) or (_is_chat(row.get("prompt"))):
+    if _is_named(row, text, target):
+        return "messages" if _is_chat(row[text]) else "prompt"
+    if any(_is_chat(row.get(c)) for c in ("messages", text, "prompt")):
         return "messages"
     if "conversations" in has:
         return "sharegpt"
@@ -81,6 +91,10 @@ def detect(row: Mapping[str, Any], text: str, target: str, where: str) -> str:
         return "prompt"
     if "messages" in has:
         return "messages"
+    if not answered and has & {"input", "instruction"}:
+        return "task"
+    if not answered and any(c in has for c, _ in _pairs(text, target)):
+        return "prompt"
     raise UserError(
         f"{where}: no known format has the columns {', '.join(has)}; known: messages | conversations |"
         " instruction, input, target | instruction, output | prompt, completion. Name others by"
@@ -96,9 +110,51 @@ def _is_chat(value: Any) -> bool:
     )
 
 
+def _is_named(row: Mapping[str, Any], text: str, target: str) -> bool:
+    """Whether a row has the columns that the user named: not the usual names, nor what core guessed."""
+    if not (text in row and target in row):
+        return False
+    if target not in ("target", "output"):
+        return True
+    return text not in ("text", "input", guess("auto", vars(Columns()), (), [row]).get("text"))
+
+
+def _pairs(text: str, target: str) -> tuple[tuple[str, str], ...]:
+    return ((text, target), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+
+
 def _prompt_columns(row: Mapping[str, Any], text: str, target: str) -> tuple[str, str] | None:
-    pairs = ((text, target), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
-    return next((p for p in pairs if p[0] in row and p[1] in row), None)
+    return next((p for p in _pairs(text, target) if p[0] in row and p[1] in row), None)
+
+
+def _chat_column(row: Mapping[str, Any], text: str) -> str | None:
+    """The column of a row's messages: the one that was named, else the usual ones."""
+    named = [text] if text not in ("text", "prompt") and _is_chat(row.get(text)) else []
+    return next((c for c in (*named, "messages", text, "prompt") if row.get(c) is not None), None)
+
+
+def asked(row: Mapping[str, Any], form: str, text: str, target: str) -> dict[str, Any]:
+    """The row with `STAND_IN` for its answer (of a chat, for its last one, which may not be there)."""
+    if form == "messages":
+        column = _chat_column(row, text) or "messages"
+        turns = _without_answer(row.get(column), "role")
+        return {**row, column: [*turns, {"role": "assistant", "content": STAND_IN}], "completion": None}
+    if form == "sharegpt":
+        turns = _without_answer(row.get("conversations"), "from")
+        return {**row, "conversations": [*turns, {"from": "gpt", "value": STAND_IN}]}
+    if form == "prompt":
+        pair = _prompt_columns(row, text, target)
+        pair = pair or next((p for p in _pairs(text, target) if p[0] in row), (text, target))
+        return {**row, pair[1]: STAND_IN}
+    return {**row, "output" if form == "alpaca" else "target": STAND_IN, "targets": None}
+
+
+def _without_answer(turns: Any, role: str) -> list[dict[str, Any]]:
+    """The turns without weights, and without the assistant's at the end."""
+    kept = [{k: v for k, v in turn.items() if k != "weight"} for turn in _turns(turns)]
+    while kept and SHAREGPT.get(str(kept[-1].get(role, kept[-1].get("role")))) == "assistant":
+        kept.pop()
+    return kept
 
 
 def read(row: Mapping[str, Any], form: str, text: str, target: str, source: str) -> Chat | Task:
@@ -110,22 +166,26 @@ def read(row: Mapping[str, Any], form: str, text: str, target: str, source: str)
     """
     try:
         if form == "messages":
-            column = next(c for c in ("messages", text, "prompt") if row.get(c) is not None)
+            column = _chat_column(row, text)
+            if column is None:
+                raise BadRow("no messages")
             messages, said = row[column], row.get("completion")
             if _is_chat(said) or (column != "messages" and said is not None):
                 answer = _turns(said) if _is_chat(said) else [{"role": "assistant", "content": _text(said)}]
                 messages = [*_turns(messages), *answer]
-            return _chat(messages, row.get("tools"))
+            return _chat(messages, row)
         if form == "sharegpt":
-            return _chat([_from_sharegpt(m) for m in _turns(row["conversations"])], row.get("tools"))
+            return _chat([_from_sharegpt(m) for m in _turns(row["conversations"])], row)
         if form == "prompt":
             names = _prompt_columns(row, text, target)
             if names is None:
                 raise KeyError(f"{text}' and '{target}")
+            said = _text(row[names[1]])
             found = Task(
                 task=_name(row, source),
                 input=_text(row[names[0]]),
-                target=_text(row[names[1]]),
+                target=said,
+                targets=[said],
                 verbatim=True,
             )
         else:
@@ -134,8 +194,6 @@ def read(row: Mapping[str, Any], form: str, text: str, target: str, source: str)
         raise UserError(
             f"{source}: a row has no column '{error.args[0]}', which the format {form} needs"
         ) from None
-    except StopIteration:
-        raise BadRow("no messages") from None
     if not found.target.strip():
         raise BadRow("empty answer")
     if not (found.input.strip() or found.instruction.strip()):
@@ -193,8 +251,11 @@ def _from_sharegpt(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": SHAREGPT[role], "content": message.get("value", message.get("content")), **rest}
 
 
-def _chat(messages: Any, tools: Any) -> Chat:
-    """Checked messages: known roles, text contents, an answer in each assistant turn."""
+def _chat(messages: Any, row: Mapping[str, Any]) -> Chat:
+    """Checked messages: known roles, text contents, an answer in each assistant turn.
+
+    The row's `system`, where it has one, goes before messages that begin with none.
+    """
     clean = []
     for message in _turns(messages):
         # Arrow gives every message the keys of all; templates ask whether a key is there.
@@ -216,7 +277,10 @@ def _chat(messages: Any, tools: Any) -> Chat:
         raise BadRow("no assistant turn")
     if clean[0]["role"] == "assistant":
         raise BadRow("an assistant turn that nothing precedes")
-    return Chat(messages=clean, tools=_tools(tools))
+    system = _text(row.get("system"))
+    if system.strip() and clean[0]["role"] not in ("system", "developer"):
+        clean.insert(0, {"role": "system", "content": system})
+    return Chat(messages=clean, tools=_tools(row.get("tools")))
 
 
 def _tools(value: Any) -> list[Any] | None:

@@ -17,6 +17,7 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,6 @@ class Items:
         sources: Sequence[Source],
         templates: Templates,
         *,
-        columns: tuple[str, str],
         seed: int,
         needed: Sequence[int] | None = None,
         variants: int = 1,
@@ -84,21 +84,22 @@ class Items:
     ) -> None:
         self.sources = list(sources)
         self.templates = templates
-        self.columns = columns
         self.seed = seed
         self.needed = needed
         self.variants = variants
         self.drawn = drawn
+        self.remarks: list[str] = []
         self.column_names: list[str] = []
         self.fingerprint = self._fingerprint()
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for i, one in enumerate(self.sources):
-            parts = (one.name, one.rows.fingerprint, one.settings, one.form, self.passes(i))
+            read = (one.form, one.columns, one.is_asked)
+            parts = (one.name, one.rows.fingerprint, one.settings, *read, self.passes(i))
             digest.update(repr(parts).encode())
             digest.update(np.asarray(one.kept, "<i8").tobytes())
-        parts2 = (self.templates.source, self.columns, self.seed, self.variants, self.drawn)
+        parts2 = (self.templates.source, self.seed, self.variants, self.drawn)
         digest.update(repr(parts2).encode())
         return digest.hexdigest()[:24]
 
@@ -117,7 +118,7 @@ class Items:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for i, one in enumerate(self.sources):
-            tasks = _Exemplars(one, self.columns)
+            tasks = _Exemplars(one)
             for variant, count in enumerate(self.passes(i)):
                 picked = one.kept
                 if count < len(picked):
@@ -134,13 +135,12 @@ class Items:
             "example": example,
             "variant": variant,
             "where": f"{one.name} row {example}",
+            "asked": one.is_asked,
         }
         try:
-            row = one.rows[example]
-            found = _formats.read(row, one.form, *self.columns, one.name)
+            found = one.read(example)
             if isinstance(found, Chat):
-                last = [m["content"] for m in found.messages if m["role"] == "assistant"][-1]
-                return {**item, "chat": found, **_measured(str(row.get("task") or one.name), last)}
+                return {**item, "chat": found, "task": one.task(example), "choices": [], "choice": -1}
             rng = random.Random(derive(self.seed, one.name, example, variant))
             return {**item, **self._render(one, found, example, rng, tasks)}
         except BadRow as reason:
@@ -151,7 +151,8 @@ class Items:
     ) -> dict[str, Any]:
         """Prompt, answer and exemplars of a task's row. The draws come in a fixed order."""
         s = one.settings
-        choice, shots, separator = Choice(cot=s.cot >= 1 and bool(task.rationale)), s.shots, SEPARATORS[0]
+        choice = Choice(cot=s.cot >= 1 and (bool(task.rationale) or one.is_asked))
+        shots, separator = s.shots, SEPARATORS[0]
         if self.drawn:
             number, listed, reasons, turned, few = (rng.random() for _ in range(5))
             choice = Choice(
@@ -162,11 +163,13 @@ class Items:
             )
             shots = 1 + int(rng.random() * s.shots) if few < s.few_shot and s.shots else 0
             separator = SEPARATORS[int(rng.random() * len(SEPARATORS))]
-        prompt, answer = self.templates.render(task, choice, rng)
+        others = [] if self.drawn else [*task.targets, *task.choices]  # as they are said, to be compared
+        prompt, answer, *said = self.templates.render(task, choice, rng, others)
         exemplars = []
         if shots and not task.verbatim:
-            for other in tasks.draw(task, example, shots, rng, reasons=choice.cot):
-                exemplars.append("".join(self.templates.render(other, choice, rng)))
+            for other in tasks.draw(task, example, shots, rng, choice):
+                with suppress(BadRow):  # a template that fails on it: said where its own turn comes
+                    exemplars.append("".join(self.templates.render(other, choice, rng)))
         form = (
             bool(exemplars),
             choice.options and bool(task.choices) and not choice.inverted,
@@ -179,15 +182,12 @@ class Items:
             "shots": exemplars,
             "separator": separator,
             "form": dict(zip(FORM, map(int, form), strict=True)),
-            **_measured(task.task, task.target, task.targets, task.choices),
+            "task": task.task,
+            "targets": said[: len(task.targets)],
+            # Of an answer that follows reasons, the likelihood without them says nothing.
+            "choices": [] if choice.cot else said[len(task.targets) :],
+            "choice": task.choices.index(task.target) if task.target in task.choices else -1,
         }
-
-
-def _measured(
-    task: str, target: str, targets: Sequence[str] = (), choices: Sequence[str] = ()
-) -> dict[str, Any]:
-    """What evaluation measures a row by."""
-    return {"task": task, "target": target, "targets": list(targets or [target]), "choices": list(choices)}
 
 
 def _inverted(task: Task, draw: float) -> str:
@@ -199,16 +199,21 @@ def _inverted(task: Task, draw: float) -> str:
 
 
 def _question(task: Task) -> tuple[str, ...]:
-    """What tells a row's question from another's: its input, and the choices, which may be all there is."""
-    return (task.input.strip(), *sorted(task.choices))
+    """What tells a row's question from another's: its input (else its instruction), and the choices."""
+    return (task.input.strip() or task.instruction.strip(), *sorted(task.choices))
+
+
+def _fits(task: Task, choice: Choice) -> bool:
+    """Whether a row has all that its form is made of."""
+    with_reasons = choice.cot or "rationale" in choice.inverted
+    return bool(task.rationale or not with_reasons) and bool(task.input.strip() or not choice.inverted)
 
 
 class _Exemplars:
     """Rows of a source by task (by instruction where they have none), to draw few-shot exemplars from."""
 
-    def __init__(self, source: Source, columns: tuple[str, str]) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
-        self._columns = columns
         self._by_task: dict[str, Ints] | None = None
 
     def _index(self) -> dict[str, Ints]:
@@ -220,10 +225,10 @@ class _Exemplars:
             self._by_task = {kin: np.asarray(rows) for kin, rows in found.items()}
         return self._by_task
 
-    def draw(self, task: Task, example: int, count: int, rng: random.Random, reasons: bool) -> list[Task]:
+    def draw(self, task: Task, example: int, count: int, rng: random.Random, choice: Choice) -> list[Task]:
         """Up to `count` rows of the same task: not the row itself, its double, or one with its question.
 
-        Fewer where the task has no more such rows (or, with `reasons`, with a rationale).
+        Fewer where the task has no more such rows, or none that have what `choice` needs (a rationale).
         """
         rows = self._index()[task.kin]
         picked: list[Task] = []
@@ -236,12 +241,10 @@ class _Exemplars:
                 continue
             seen.add(row)
             try:
-                other = _formats.read(
-                    self._source.rows[row], self._source.form, *self._columns, self._source.name
-                )
+                other = self._source.read(row)
             except BadRow:
                 continue
-            if not isinstance(other, Task) or (reasons and not other.rationale):
+            if not isinstance(other, Task) or not _fits(other, choice):
                 continue
             if _question(other) not in questions:
                 questions.add(_question(other))

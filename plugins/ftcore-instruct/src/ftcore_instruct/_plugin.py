@@ -73,15 +73,15 @@ class Instruct:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("cap", "num_tasks"):
-            if (getattr(self, name) or 1) < 1:
-                raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 or null, got {value}")
         if min(self.shots, self.eval_shots, self.warm_new_tokens) < 0:
             raise ValueError("shots, eval_shots and warm_new_tokens must be at least 0")
         if not 0 <= self.overlap_share < 1:
             raise ValueError(f"overlap_share must be in [0, 1), got {self.overlap_share}")
         self._has_template, self._tokenizer = False, None
         self._splits: _data.Splits | None = None
-        self._encoder: Encoder | None = None
+        self._encoders: dict[str, Encoder] = {}
         self._table: list[dict[str, Any]] = []
         if wrong := [t for t, floor in self.floors.items() if not 0 <= floor < 100]:
             raise ValueError(f"floors.{wrong[0]} must be in [0, 100), got {self.floors[wrong[0]]}")
@@ -99,36 +99,58 @@ class Instruct:
         tokenizer = yield
         if self.chat_template is not None:
             tokenizer.chat_template = _read(self.chat_template)
-        self._has_template = tokenizer.chat_template is not None
-        if not self._has_template:
+        if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN
+        self._has_template = tokenizer.chat_template != PLAIN  # which a trained model brings, too
         self._tokenizer = tokenizer
         return tokenizer
 
     @hookimpl
     def load_data(self, cfg: Config) -> dict[str, Any]:
+        self._check(cfg)
         self._splits = _data.load(cfg, vars(self), self._tokenizer)
+        if self.system is not None and not self._wraps:
+            _data.check_system(self._splits)
         return dict(self._splits.items)
+
+    def _check(self, cfg: Config) -> None:
+        """Refuse keys of core's that would do nothing here, and a metric that will not be there."""
+        if cfg.data.columns.group is not None:
+            raise UserError(
+                "data.columns.group does nothing with plugin.instruct, which reports by task; name the column"
+                " 'task', or take the key away"
+            )
+        if cfg.task.name == "seq2seq" and not self.generate and cfg.task.metric is None:
+            raise UserError(
+                "plugin.instruct.generate=false makes no answers to measure rougeL by; set task.metric=-nll,"
+                " choice_accuracy or normalized_average"
+            )
+
+    @hookimpl
+    def load_file(self, path: str, cfg: Config, split: str) -> Any:
+        return _data.load_file(path, cfg, vars(self), asked=split == "predict")
 
     @hookimpl
     def format_examples(
         self, examples: Sequence[Mapping[str, Any]], tokenizer: Any, cfg: Config, split: str
     ) -> Sequence[Any]:
-        if "where" not in examples[0]:  # rows of a file, which this plugin's `load_data` did not make
-            raise UserError(
-                "plugin.instruct can't read a file given to predict or evaluate yet; set data.validation=FILE"
-                " in `ftcore evaluate RUN`, or ask the model by `ftcore chat RUN`"
-            )
-        if self._encoder is None:
-            self._encoder = Encoder(
+        # A chat that is too long loses its end, but where an answer is asked for.
+        train_on = "last" if split == "predict" else self.train_on
+        if train_on not in self._encoders:
+            self._encoders[train_on] = Encoder(
                 tokenizer,
                 seq2seq=cfg.task.name == "seq2seq",
                 max_length=cfg.data.max_length,
-                train_on=self.train_on,
-                wrap=self._has_template if self.wrap == "auto" else self.wrap == "true",
+                train_on=train_on,
+                wrap=self._wraps,
                 system=self.system,
             )
-        return self._encoder.rows(examples, evaluated=split != "train")
+        return self._encoders[train_on].rows(examples, evaluated=split != "train")
+
+    @property
+    def _wraps(self) -> bool:
+        """Whether prompts and tasks become chats."""
+        return self._has_template if self.wrap == "auto" else self.wrap == "true"
 
     @hookimpl
     def build_sampler(self, rows: Rows, batch_size: int, seed: int, cfg: Config) -> Sampler:
@@ -150,8 +172,14 @@ class Instruct:
 
     @hookimpl
     def on_train_start(self, state: State) -> None:
-        """Show the mixture, and write it and the overlap report into the run's directory."""
+        """Show the mixture, and write it and the overlap report into the run's directory.
+
+        Raises:
+            UserError: a floor of a task that is not evaluated. (`ftcore evaluate` may be given other tasks.)
+        """
         assert self._splits is not None
+        if self._splits.no_floor:
+            raise UserError(self._splits.no_floor)
         _report.show(self._table, self._splits.overlap, state.run_dir)
 
     # Training.
@@ -213,8 +241,10 @@ class Instruct:
         def collate(rows: list[dict[str, Any]]) -> Batch:
             return self.collate(rows, tokenizer)
 
-        tokens = cfg.task.max_new_tokens if self.generate else None
-        return predict(model, batch, tokenizer, collate, tokens)
+        is_asked = "targets" not in batch.columns
+        tokens = cfg.task.max_new_tokens if self.generate or is_asked else None
+        answers = predict(model, batch, tokenizer, collate, tokens)
+        return {k: v for k, v in answers.items() if not (is_asked and k in ("nll", "tokens"))}
 
     @hookimpl
     def evaluate(self, predictions: Mapping[str, Sequence[Any]]) -> dict[str, float]:

@@ -63,6 +63,7 @@ def show(table: Sequence[Mapping[str, Any]], overlap: Mapping[str, Any], run_dir
         "of the rows {:.1%} have exemplars, {:.1%} list options, {:.1%} reason first, {:.1%} are turned"
         " around".format(*shares)
     )
-    if overlap.get("rows"):
-        did = "taken out" if overlap["policy"] == "drop" else "found"
-        print(f"{overlap['rows']} training rows that overlap evaluated ones {did} (overlap.json)")
+    if fewer := sum(r["per_epoch"] < r["rows"] for r in table):
+        print(
+            f"{fewer} of {len(table)} sources give an epoch fewer rows than they have; the next takes others"
+        )

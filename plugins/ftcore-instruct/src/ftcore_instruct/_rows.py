@@ -65,8 +65,8 @@ class Encoder:
     def rows(self, items: Sequence[Mapping[str, Any]], evaluated: bool) -> list[Any]:
         """For each item a row, several, or a `Dropped` that says why.
 
-        A prompt that is too long loses exemplars, then its beginning; a chat loses its end; an answer of a
-        task is never cut.
+        A prompt that is too long loses exemplars, then its beginning; a chat loses what follows the last
+        answer that is whole; an answer is never cut.
         """
         entries: list[Any] = [None] * len(items)
         chats, texts = [], []
@@ -85,9 +85,16 @@ class Encoder:
             if evaluated:
                 entries = [self._for_evaluation(x, e) for x, e in zip(items, entries, strict=True)]
         return [
-            e if isinstance(e, Dropped) else [_noted(r, x) for r in e]
+            e if isinstance(e, Dropped) else [self._whole(r, x) for r in e]
             for x, e in zip(items, entries, strict=True)
         ]
+
+    def _whole(self, row: Row, item: Mapping[str, Any]) -> Row:
+        """The row with all of its columns: weights of 1 where a task has none beside chats that have."""
+        row = {name: value for name, value in row.items() if name != "said"}
+        if self.train_on == "weights" and "weights" not in row:
+            row["weights"] = np.ones(len(row["labels"]), np.float32)
+        return row if item.get("asked") else _noted(row, item)
 
     # Chats.
 
@@ -161,20 +168,26 @@ class Encoder:
         return spans
 
     def _chat_row(self, chat: Chat, spans: Sequence[Span], encoding: Any) -> tuple[Row, int]:
-        """A decoder's row, cut at its end, and by how many tokens its first answer reaches over that."""
+        """A decoder's row, and by how many tokens its first answer reaches over `max_length`.
+
+        One that is too long ends with the last answer that is whole. `said` is the text of that.
+        """
         whole = np.array(encoding.ids, np.int32)
-        ids = whole[: self.max_length]
+        places = [(turn, *_tokens(encoding, start, end)) for turn, start, end in spans]
+        over, stop = places[0][2] - self.max_length, len(whole)
+        if stop > self.max_length:
+            places = [place for place in places if place[2] <= self.max_length] or places[:1]
+            stop = places[-1][2]
+        ids = whole[:stop]
         labels = np.full(len(ids), IGNORED, np.int32)
         weights = np.zeros(len(ids), np.float32)
-        ends = []
-        for turn, start, end in spans:
-            first, last = _tokens(encoding, start, end)
+        for turn, first, last in places:
             labels[first:last] = ids[first:last]
             weights[first:last] = chat.messages[turn].get("weight", 1)
-            ends.append(last)
         labels[:1] = IGNORED  # nothing precedes it
         row = {"input_ids": ids, "labels": labels, "truncated": len(whole) - len(ids)}
-        return ({**row, "weights": weights} if self.train_on == "weights" else row), ends[0] - self.max_length
+        row["said"] = chat.messages[places[-1][0]]["content"]
+        return ({**row, "weights": weights} if self.train_on == "weights" else row), over
 
     def _turn_rows(self, item: Mapping[str, Any], chat: Chat, spans: Sequence[Span]) -> Any:
         """For an encoder-decoder: each answer, after what precedes it."""
@@ -189,6 +202,7 @@ class Encoder:
         if len(rows) < len(messages):
             return Dropped(LOST, item["where"])
         for row, message in zip(rows, messages, strict=True):
+            row["said"] = message["content"]
             if self.train_on == "weights":
                 row["weights"] = np.full(len(row["labels"]), message.get("weight", 1), np.float32)
         return rows
@@ -271,26 +285,36 @@ class Encoder:
     # What evaluation reads.
 
     def _for_evaluation(self, item: Mapping[str, Any], entry: Any) -> Any:
-        """The last answer's row, with the texts and choices it is measured by."""
+        """The last answer's row, with the texts and choices it is measured by; `asked` ones are not."""
         if isinstance(entry, Dropped):
             return entry
-        choices = [self._choice(item, c) for c in item["choices"]]
-        right = item["choices"].index(item["target"]) if item["target"] in item["choices"] else -1
-        extra = {
-            "task": item["task"],
-            "target": item["target"],
-            "targets": json.dumps(item["targets"], ensure_ascii=False),
+        try:
+            choices = [self._choice(item, c) for c in item["choices"]]
+        except BadRow as reason:
+            return Dropped(f"a choice can't be scored: {reason}", item["where"])
+        extra: Row = {
             "choice_ids": np.array([t for c in choices for t in c], np.int32),
             "choice_lengths": np.array([len(c) for c in choices], np.int32),
-            "choice": right,
         }
-        return [{**row, **extra} for row in entry[-1:]]
+        if not item.get("asked"):
+            targets = [t.strip() for t in item.get("targets") or [entry[-1]["said"]]]
+            extra |= {
+                "task": item["task"],
+                "target": targets[0],
+                "targets": json.dumps(targets, ensure_ascii=False),
+                "choice": item["choice"],
+            }
+        return [{**entry[-1], **extra}]
 
     def _choice(self, item: Mapping[str, Any], text: str) -> list[int]:
         """A choice's tokens, as they would be trained if it were the answer."""
         if self.seq2seq:
-            return list(self.tokenizer(text_target=text, verbose=False)["input_ids"])
+            text = text.strip() if self.wrap else text
+            return list(
+                self.tokenizer(text_target=text, verbose=False, split_special_tokens=True)["input_ids"]
+            )
         if not self.wrap:
+            self.backend.encode_special_tokens = True
             return [*self.backend.encode(text, add_special_tokens=False).ids, self.tokenizer.eos_token_id]
         chat = self._with_system(_two_turns({**item, "answer": text}, item["shots"]))
         whole, spans = self.renderer.answers(chat)

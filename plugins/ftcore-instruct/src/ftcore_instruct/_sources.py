@@ -6,10 +6,12 @@ Nothing here holds the rows in memory: a file's line offsets (8 bytes a row) sta
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -17,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ftcore import UserError, data
-from ftcore.config import Config, FilesData, HubData
+from ftcore.config import Config, Csv, FilesData, HubData
 from ftcore.errors import nearest
 from ftcore.readers import SUFFIXES
+from ftcore_instruct import _formats
+from ftcore_instruct._formats import FORMATS, Chat, Task
 
 __all__ = [
     "JsonLines",
@@ -27,9 +31,11 @@ __all__ = [
     "Settings",
     "Source",
     "Table",
+    "open_path",
     "open_source",
     "open_split",
     "settings",
+    "split_files",
     "spool",
 ]
 
@@ -55,20 +61,40 @@ class Settings:
 
     def __post_init__(self) -> None:
         for key in ("few_shot", "options", "cot", "invert"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key} must be a share, 0 to 1, got {getattr(self, key)}")
-        if self.weight < 0 or (self.cap or 1) < 1 or self.shots < 0:
-            raise ValueError("weight and shots must be at least 0, cap at least 1")
-        if self.dry not in ("repeat", "drop", "error"):
-            raise ValueError(f"dry must be repeat, drop or error, got '{self.dry}'")
+            self._rule(key, "a share, 0 to 1", lambda v: _is_number(v) and v <= 1)
+        self._rule("weight", "a number, at least 0", _is_number)
+        self._rule("cap", "a whole number, at least 1, or null", lambda v: v is None or _is_whole(v, 1))
+        self._rule("shots", "a whole number, at least 0", lambda v: _is_whole(v, 0))
+        for key, known in (("dry", ("repeat", "drop", "error")), ("format", ("auto", *FORMATS))):
+            self._rule(key, f"one of {', '.join(known)}", known.__contains__)
+        for key in ("path", "split"):
+            self._rule(key, "a text", lambda v: isinstance(v, str))
+        self._rule("name", "a text or null", lambda v: isinstance(v, str | None))
+
+    def _rule(self, key: str, must: str, holds: Callable[[Any], bool]) -> None:
+        if not holds(getattr(self, key)):
+            raise ValueError(f"{key} must be {must}, got {getattr(self, key)}")
 
 
-def settings(given: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> Settings:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def settings(given: Any, defaults: Mapping[str, Any], name: str) -> Settings:
     """A source's settings over the plugin's.
 
     Raises:
-        UserError: an unknown key, or a value out of range.
+        UserError: no mapping, an unknown key, or a value out of range.
     """
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"plugin.instruct.sources.{name} must be {{path: ...}}, got {given!r}; write"
+            f" plugin.instruct.sources.{name}.path={given}"
+        )
     known = [f.name for f in dataclasses.fields(Settings)]
     for key in given:
         if key not in known:
@@ -108,11 +134,20 @@ class JsonLines:
         starts = np.concatenate(ends)
         self._starts = starts[starts < size]
         self._stops = np.append(self._starts[1:], size)
-        keep = self._stops - self._starts > 1  # an empty line is no row
+        keep = ~self._blank()
         self._starts, self._stops = self._starts[keep], self._stops[keep]
         self.fingerprint = digest.hexdigest()
         if not len(self._starts):
             raise UserError(f"{path} has no rows")
+
+    def _blank(self) -> npt.NDArray[np.bool_]:
+        """Which lines are white space alone: no rows."""
+        blank = np.zeros(len(self._starts), np.bool_)
+        if len(blank):
+            content = np.memmap(self.path, np.uint8, mode="r")
+            for i in np.flatnonzero(np.isin(content[self._starts], [9, 10, 13, 32])).tolist():
+                blank[i] = not content[self._starts[i] : self._stops[i]].tobytes().strip()
+        return blank
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -122,12 +157,15 @@ class JsonLines:
             self._file = self.path.open("rb")
         self._file.seek(int(self._starts[index]))
         line = self._file.read(int(self._stops[index] - self._starts[index]))
+        where = f"{self.path} row {index} (0-based)"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{self.path} row {index} (0-based) is broken JSON ({error})") from None
+            raise UserError(f"{where} is broken JSON ({error})") from None
         if not isinstance(row, dict):
-            raise UserError(f"{self.path} row {index} (0-based) is no JSON object")
+            raise UserError(f"{where} is no JSON object")
+        if b"\\ud" in line.lower():  # what an escaped surrogate starts with
+            _check_surrogates(row, where)
         return row
 
     def __del__(self) -> None:
@@ -138,6 +176,18 @@ class JsonLines:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _check_surrogates(row: Mapping[str, Any], where: str) -> None:
+    """Refuse half of a surrogate pair: it can't be encoded, nor tokenised."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise UserError(
+            f"{where} holds a lone surrogate (\\u{code:04x}), which is no character; mend or remove it"
+        ) from None
 
 
 class Table:
@@ -163,31 +213,61 @@ class Source:
     rows: Reader
     kept: Ints
     settings: Settings
+    columns: tuple[str, str] = ("text", "target")  # `data.columns.text` and `data.columns.target`
     form: str = ""  # its format
     has_rationale: bool = False  # its first row has one
+    is_asked: bool = False  # its rows may lack their answers, which are not read
+
+    def read(self, index: int) -> Chat | Task:
+        """A row in one of the two shapes.
+
+        Raises:
+            BadRow: the reason why nothing can be trained on it.
+            UserError: it lacks a column that its format needs.
+        """
+        row = self.rows[index]
+        if self.is_asked:
+            row = _formats.asked(row, self.form, *self.columns)
+        return _formats.read(row, self.form, *self.columns, self.name)
+
+    def task(self, index: int) -> str:
+        """The task of a row, as far as it says; else the source's name."""
+        return str(self.rows[index].get("task") or self.name)
 
     def close(self) -> None:
         if isinstance(self.rows, JsonLines):
             self.rows.close()
 
 
-def open_path(path: Path, split: str, cfg: Config) -> dict[str, Reader]:
-    """The readers of a file, or of each file in a directory, by name."""
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
-        if not files:
-            raise UserError(f"data.{split}: no {', '.join(SUFFIXES)} file in {path}")
-        if len(named := {f.stem: f for f in files}) < len(files):
-            twice = next(f for f in files if named[f.stem] != f)
-            raise UserError(f"data.{split}: {twice} and {named[twice.stem]} would be one source; rename one")
-        return {f.stem: _open_file(f, cfg) for f in files}
-    return {path.stem: _open_file(path, cfg)}
+def _files(path: Path, key: str) -> dict[str, Path]:
+    """A file, or each file in a directory, by name; `key` of the config says so."""
+    if not path.is_dir():
+        return {path.stem: path}
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"{key}: no {', '.join(SUFFIXES)} file in {path}")
+    if len(named := {f.stem: f for f in files}) < len(files):
+        twice = next(f for f in files if named[f.stem] != f)
+        raise UserError(f"{key}: {twice} and {named[twice.stem]} would be one source; rename one")
+    return named
 
 
-def _open_file(path: Path, cfg: Config) -> Reader:
-    if path.suffix == ".jsonl" and path.is_file():
+def open_path(path: Path, key: str, cfg: Config) -> dict[str, Reader]:
+    """The readers of a file, or of each file in a directory, by name; `key` of the config says so."""
+    return {name: _open_file(file, key, cfg) for name, file in _files(path, key).items()}
+
+
+def _open_file(path: Path, key: str, cfg: Config) -> Reader:
+    if not path.is_file():
+        close = difflib.get_close_matches(path.name, [f.name for f in path.parent.glob("*")])
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"{key}: no such file: {path}{hint}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{key}: can't read '{path.suffix}' files ({path}); known: {', '.join(SUFFIXES)}")
+    if path.suffix == ".jsonl":
         return JsonLines(path)
-    whole = FilesData(train=str(path), max_length=cfg.data.max_length)
+    csv = getattr(cfg.data, "csv", None) or Csv()
+    whole = FilesData(train=str(path), max_length=cfg.data.max_length, csv=csv)
     return Table(data.load(dataclasses.replace(cfg, data=whole))["train"])
 
 
@@ -197,7 +277,12 @@ def open_source(one: Settings, name: str, cfg: Config) -> dict[str, Reader]:
         raise UserError(f"plugin.instruct.sources.{name} has no path")
     path = Path(one.path).expanduser()
     if path.exists():
-        found = open_path(path, f"sources.{name}", cfg)
+        for key, value, usual in (("split", one.split, "train"), ("name", one.name, None)):
+            if value != usual:
+                raise UserError(
+                    f"plugin.instruct.sources.{name}.{key} is for a hub id; {one.path} is here, take it away"
+                )
+        found = open_path(path, f"plugin.instruct.sources.{name}.path", cfg)
         return (
             {name: next(iter(found.values()))}
             if not path.is_dir()
@@ -212,8 +297,13 @@ def open_source(one: Settings, name: str, cfg: Config) -> dict[str, Reader]:
 
 def open_split(split: Literal["train", "validation", "test"], cfg: Config) -> dict[str, Reader]:
     """The readers of a local split of `data=files`, by name; none where it is not set."""
+    return {name: _open_file(file, f"data.{split}", cfg) for name, file in split_files(split, cfg).items()}
+
+
+def split_files(split: Literal["train", "validation", "test"], cfg: Config) -> dict[str, Path]:
+    """The local files of a split of `data=files`, by name; none where it is not set."""
     path = getattr(cfg.data, split)
-    return open_path(data.local(path), split, cfg) if path else {}
+    return _files(data.local(path), f"data.{split}") if path else {}
 
 
 def spool(dataset: Any, directory: Path, name: str) -> JsonLines:

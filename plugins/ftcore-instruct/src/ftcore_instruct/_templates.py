@@ -92,15 +92,21 @@ class Templates:
         self._of_task: dict[str, list[Any]] = {}
 
     def _compile(self, pattern: str, template: Any) -> tuple[Any, Any]:
-        parts = {"prompt": template} if isinstance(template, str) else dict(template)
         try:
+            if not isinstance(template, str | Mapping):
+                raise TypeError("it must be a text, or {prompt: ..., answer: ...}")
+            parts = {"prompt": template} if isinstance(template, str) else dict(template)
             if extra := parts.keys() - {"prompt", "answer"}:
-                raise ValueError(f"no key {min(extra)}; there are prompt and answer")
+                raise ValueError(f"no key {min(map(str, extra))}; there are prompt and answer")
             return self._parse(parts["prompt"]), self._parse(parts.get("answer", ANSWER))
-        except (jinja2.TemplateError, KeyError, ValueError, TypeError) as error:
+        except KeyError as error:
+            raise UserError(f"{self.path}: a template of '{pattern}' has no {error.args[0]}") from error
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise UserError(f"{self.path}: a template of '{pattern}' is wrong: {error}") from error
 
-    def _parse(self, text: str) -> Any:
+    def _parse(self, text: Any) -> Any:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
         template = self._env.from_string(text)
         template.globals = dict(template.globals)  # a ChainMap is copied key by key in each rendering
         return template
@@ -114,14 +120,20 @@ class Templates:
             self._of_task[task] = self._compiled[pattern]
         return self._of_task[task]
 
-    def render(self, one: Task, choice: Choice, order: random.Random | None = None) -> tuple[str, str]:
-        """Prompt and answer of one instance. `order` shuffles the listed options.
+    def render(
+        self, one: Task, choice: Choice, order: random.Random | None = None, others: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """Prompt and answer of one instance, and what the answer would be for each of `others`.
+
+        Args:
+            order: shuffles the listed options.
+            others: targets; their answers are without reasons.
 
         Raises:
-            BadRow: the template fails on this row; names the template.
+            BadRow: the template fails on this row, or gives no prompt or no answer; names the template.
         """
         if one.verbatim:
-            return one.input, one.target
+            return one.input, one.target, *others
         number = choice.template % len(self.of(one.task))
         prompt, answer = self._inverted[choice.inverted] if choice.inverted else self.of(one.task)[number]
         listed = list(one.choices) if choice.options and not choice.inverted else []
@@ -137,10 +149,16 @@ class Templates:
             "options": "\n".join(["Options:", *(f"- {c}" for c in listed)]) if listed else "",
             "cot": choice.cot,
         }
+        name = f"'{choice.inverted}', turned around," if choice.inverted else f"{number} of {self.path}"
         try:
-            return prompt.render(fields), answer.render(fields)
+            made = prompt.render(fields), answer.render(fields)
+            said = tuple(answer.render({**fields, "target": t, "cot": False}) for t in others)
         except Exception as error:  # whatever the template's own code raises
-            raise BadRow(f"template {number} of {self.path} fails: {error}") from error
+            raise BadRow(f"template {name} fails: {error}") from error
+        for part, text in zip(("prompt", "answer"), made, strict=True):
+            if not text.strip():
+                raise BadRow(f"template {name} gives an empty {part}")
+        return *made, *said
 
 
 def _read(path: Path) -> Mapping[str, Sequence[Any]]:
@@ -150,4 +168,11 @@ def _read(path: Path) -> Mapping[str, Sequence[Any]]:
         raise UserError(f"plugin.instruct.templates: can't read {path}: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(v, list) and v for v in found.values()):
         raise UserError(f"plugin.instruct.templates: {path} must map task patterns to lists of templates")
-    return found
+    patterns = list(map(str, found))
+    if "*" in patterns[:-1]:
+        unused = patterns[patterns.index("*") + 1]
+        raise UserError(
+            f"plugin.instruct.templates: {path}: '{unused}' stands after '*', which fits every task, and is"
+            " never used; put '*' last"
+        )
+    return {str(pattern): templates for pattern, templates in found.items()}
