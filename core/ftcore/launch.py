@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ftcore.errors import Interrupted, TrainingError, UserError
@@ -25,14 +25,18 @@ __all__ = ["launch"]
 GRACE_SECONDS = 10.0
 
 
-def launch(ranks: int, run_dir: Path, module: str = "ftcore.worker") -> None:
+def launch(
+    ranks: int, run_dir: Path, module: str = "ftcore.worker", env: Mapping[str, str] | None = None
+) -> None:
     """Run `python -m ftcore.worker RUN_DIR` (or another module) as `ranks` processes and wait for them.
+
+    `env` is added to their environment.
 
     Raises:
         UserError, TrainingError, Interrupted: what the first rank to fail reported.
     """
     with tempfile.TemporaryDirectory(prefix="ftcore-ranks-") as reports:
-        children = [_start(module, rank, ranks, run_dir, Path(reports)) for rank in range(ranks)]
+        children = [_start(module, rank, ranks, run_dir, Path(reports), env or {}) for rank in range(ranks)]
 
         received: list[int] = []
 
@@ -54,9 +58,12 @@ def launch(ranks: int, run_dir: Path, module: str = "ftcore.worker") -> None:
             _raise(first, children, run_dir, Path(reports))
 
 
-def _start(module: str, rank: int, ranks: int, run_dir: Path, reports: Path) -> subprocess.Popen[bytes]:
+def _start(
+    module: str, rank: int, ranks: int, run_dir: Path, reports: Path, more: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     env = {
         **os.environ,
+        **more,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),

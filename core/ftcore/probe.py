@@ -215,7 +215,9 @@ def write_config(cfg: Config, folder: Path) -> None:
 # Ranks: `python -m ftcore.probe FOLDER`, started by `launch`.
 
 
-def observe_ranks(many: Sequence[Config], folder: Path, *, hide: bool) -> tuple[list[list[Seen]], str]:
+def observe_ranks(
+    many: Sequence[Config], folder: Path, *, hide: bool, on_cpu: bool
+) -> tuple[list[list[Seen]], str]:
     """What each of two ranks sees of the step of each config, up to one that fails; and how it failed."""
     shutil.rmtree(folder, ignore_errors=True)
     write_config(many[0], folder)
@@ -225,7 +227,7 @@ def observe_ranks(many: Sequence[Config], folder: Path, *, hide: bool) -> tuple[
     failed = ""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the error is returned
-            launch(2, folder, "ftcore.probe")
+            launch(2, folder, "ftcore.probe", {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else None)
     except (UserError, TrainingError) as error:
         failed = str(error)
     parts = [[folder / str(n) / f"seen-{rank}" for rank in range(2)] for n in range(len(many))]

@@ -177,12 +177,12 @@ def rank_proof(cfg: Config, folder: Path, trainers: Sequence[Mapping[str, Any]] 
 
     `trainers` are nodes of strategies, each tried on the same two processes: the first that does not hold
     is returned, else the one that differs most. Without any it is ddp on the CPU, whose parameters are
-    hidden from hooks that work on shards, as ZeRO-3's are.
+    hidden from hooks that work on shards, as ZeRO-3's are. All is on the CPU where there are no two GPUs.
 
     Raises:
         UserError: a strategy and a plugin are declared not to combine.
     """
-    device = None if trainers else "cpu"
+    device = None if trainers and torch.cuda.device_count() > 1 else "cpu"
     many = [small(cfg, micro_batch_size=3) for _ in trainers or (None,)]
     for made, trainer in zip(many, trainers, strict=False):
         made.trainer = {**trainer, "devices": 2}
@@ -193,7 +193,7 @@ def rank_proof(cfg: Config, folder: Path, trainers: Sequence[Mapping[str, Any]] 
     whole = observe(small(_plain(cfg, device)), folder)
 
     def prove(hide: bool) -> Proof:
-        seen, error = observe_ranks(many, folder / "ranks", hide=hide)
+        seen, error = observe_ranks(many, folder / "ranks", hide=hide, on_cpu=device == "cpu")
         proofs = [
             _judge(_name(made), RANKS, whole, merge(parts), ranks=True)
             for made, parts in zip(many, seen, strict=False)

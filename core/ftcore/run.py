@@ -97,7 +97,7 @@ def _run_unfinished(cfg: Config, run_dir: Path, world_size: int) -> float:
 
 def _ranks(cfg: Config) -> int:
     trainer = cfg.trainer if isinstance(cfg.trainer, dict) else vars(cfg.trainer)
-    return local_ranks(trainer["strategy"], trainer.get("devices"))
+    return local_ranks(trainer["strategy"], trainer.get("devices"), trainer.get("device"))
 
 
 def _in_place(cfg: Config, run_dir: Path) -> dict[str, Any]:

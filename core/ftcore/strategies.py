@@ -97,11 +97,11 @@ def set_rendezvous() -> None:
     env["MASTER_PORT"] = str(20000 + zlib.crc32(f"{job}.{env.get('SLURM_STEP_ID', '')}".encode()) % 40000)
 
 
-def local_ranks(strategy: str, devices: int | None) -> int:
-    """Processes to start on this machine: `devices`, or every GPU where there are any."""
+def local_ranks(strategy: str, devices: int | None, device: str | None = None) -> int:
+    """Processes to start on this machine: `devices`, or every GPU where there are any and `device` allows."""
     if strategy == "single":
         return 1
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if device in (None, "cuda") else 0
     if devices and gpus and devices > gpus:
         raise UserError(f"trainer.devices={devices}, but this machine has {gpus} GPU(s)")
     return devices or max(1, gpus)

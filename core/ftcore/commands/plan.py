@@ -68,7 +68,7 @@ def _report(
     hooks = build_hooks(cfg)
     cfg = hooks.cfg
     trainer = cfg.trainer if isinstance(cfg.trainer, dict) else vars(cfg.trainer)
-    ranks = local_ranks(trainer["strategy"], trainer.get("devices"))
+    ranks = local_ranks(trainer["strategy"], trainer.get("devices"), trainer.get("device"))
     micro = cfg.micro_batch_size(ranks)
     tokenizer = hooks.load_tokenizer()
     prepared = prepare(hooks, tokenizer) if measure else cached(hooks, tokenizer)

@@ -82,7 +82,7 @@ def inputs(side: str = "right") -> dict[str, torch.Tensor]:
 )
 @pytest.mark.parametrize("representation", ["auto", "pooled"])
 def test_it_is_what_the_head_reads(kind: str, side: str, representation: str) -> None:
-    """The head's own layers on our representation give the model's logits exactly."""
+    """The head's own layers on our representation give the model's logits."""
     model, batch, seen = model_of(kind), inputs(side), []
     projection = output_projection(model)
     with projection.register_forward_pre_hook(lambda module, given: seen.append(given[0])), torch.no_grad():
@@ -90,7 +90,7 @@ def test_it_is_what_the_head_reads(kind: str, side: str, representation: str) ->
         if representation == "pooled":
             (states,) = seen
             states = pool(states, batch["attention_mask"], "last_token") if states.ndim == 3 else states
-            assert torch.equal(projection(states), outputs.logits)
+            torch.testing.assert_close(projection(states), outputs.logits, rtol=1e-6, atol=1e-7)
             return
         states = pool(hidden_states(outputs, -1), batch["attention_mask"], resolve("auto", model.config))
         torch.testing.assert_close(head(model)(states), outputs.logits)
