@@ -32,8 +32,19 @@ def bert() -> Any:
 NEW = frozenset({"classifier.weight", "classifier.bias"})
 
 
+class Engine(torch.nn.Module):
+    """What a strategy may wrap a model in, as DeepSpeed does."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+
 def test_adapters_and_the_head_are_trained(bert: Any) -> None:
-    """Nothing else is; the model answers as before, and after the merge as with trained adapters."""
+    """Nothing else is; the model answers as before, and after the merge as with trained adapters.
+
+    It is evaluated as it is exported, bit for bit, and goes on training as it was.
+    """
     ids = torch.arange(8)[None]
     before, plugin = bert(ids).logits, LoRA()
     plugin.setup_model(bert, CFG, NEW)
@@ -47,8 +58,17 @@ def test_adapters_and_the_head_are_trained(bert: Any) -> None:
                 param.normal_()
     adapted = bert(ids).logits
     assert not torch.allclose(adapted, before)
-    plugin.on_export(bert)
+    predicting: Any = plugin.predict()
+    next(predicting)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = bert(ids).logits
+    with pytest.raises(StopIteration):
+        predicting.send(None)
+    assert torch.equal(bert(ids).logits, adapted)
+    plugin.on_export(Engine(bert))
     torch.testing.assert_close(bert(ids).logits, adapted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(bert(ids).logits, predicted)
     assert not any("lora" in name or "base_layer" in name for name in bert.state_dict())
 
 
@@ -128,8 +148,8 @@ def test_an_adapter_is_of_the_run_that_ended(bert: Any, tmp_path: Path) -> None:
     """One of a run before it does not stay beside its model, and a run without an export writes none."""
     state = State(model=bert, tokenizer=None, device=torch.device("cpu"), run_dir=tmp_path, step=1, total=1)
     exported, pruned = LoRA(save_adapter=True), LoRA(save_adapter=True)
-    exported.setup_model(copy.deepcopy(bert), CFG, NEW)
-    pruned.setup_model(bert, CFG, NEW)
+    pruned.setup_model(copy.deepcopy(bert), CFG, NEW)
+    exported.setup_model(bert, CFG, NEW)
     exported.on_export(bert)
     exported.on_train_end(state)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from dataclasses import field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ftcore import State, UserError, hookimpl, plugin
+from ftcore.strategies import base_model
 
 __all__ = ["LoRA", "modules"]
 
@@ -103,6 +104,7 @@ class LoRA:
         self._manifest: dict[str, Any] = {}
         self._adapter: dict[str, Tensor] = {}
         self._base_hash = ""
+        self._layers: list[Any] = []
 
     @hookimpl
     def setup_model(self, model: Any, cfg: Any, new: frozenset[str]) -> None:
@@ -132,6 +134,7 @@ class LoRA:
             peft.inject_adapter_in_model(peft.LoraConfig(**options), model)
         for param in heads:
             param.requires_grad_(True)
+        self._layers = [model.get_submodule(name) for name in adapted]
         self._base_hash = _hash_frozen(model)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._manifest = {
@@ -157,24 +160,38 @@ class LoRA:
                 " with force=true"
             )
 
-    @hookimpl
-    def on_export(self, model: Any) -> None:
-        """Merge: W + alpha / r · B A takes the place of each adapted layer's weight."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
+    @hookimpl(wrapper=True)
+    def predict(self) -> Generator[None, Any, Any]:
+        """Evaluate what will be exported: merged weights round otherwise, in 16 bits by much."""
+        weights = [layer.get_base_layer().weight for layer in self._layers]
+        own = [weight.data for weight in weights]
+        for layer, weight in zip(self._layers, weights, strict=True):
+            weight.data = weight.data.clone()
+            layer.merge()
+        try:
+            return (yield)
+        finally:
+            for layer, weight, data in zip(self._layers, weights, own, strict=True):
+                weight.data = data  # taking the update off again would not give the same weight
+                layer.merged_adapters.clear()
 
+    @hookimpl
+    def on_export(self, model: torch.nn.Module) -> None:
+        """Merge: W + alpha / r · B A takes the place of each adapted layer's weight."""
+        base = base_model(model)
         if self.save_adapter:
             self._adapter = {
                 f"base_model.model.{name.replace('.default.', '.').removesuffix('.default')}": (
                     param.detach().cpu().clone()
                 )
-                for name, param in model.named_parameters()
+                for name, param in base.named_parameters()
                 if param.requires_grad
             }
-        for name, module in list(model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge()
-                model.set_submodule(name, module.get_base_layer())
-        del model.peft_config
+        for name, layer in zip(self._manifest["adapted"], self._layers, strict=True):
+            layer.merge()
+            base.set_submodule(name, layer.get_base_layer())
+        self._layers = []
+        del base.peft_config
 
     @hookimpl
     def on_train_end(self, state: State) -> None:
