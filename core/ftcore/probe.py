@@ -154,6 +154,9 @@ def observe(cfg: Config, run_dir: Path, *, hide: bool = False) -> Seen:
     try:
         sampler = job.hooks.build_sampler(job.prepared.splits["train"], cfg.train.batch_size, cfg.seed)
         _displace(job)
+        for module in job.strategy.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # a plugin's own too: each split draws other masks
         total = cfg.total_steps(sampler.steps_per_epoch)
         job.progress.step = total // 2
         job.strategy.model.train()

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ftcore.checkpoint import Checkpoint
 from ftcore.config import Config, TrainerConfig
-from ftcore.errors import Interrupted, TrainingError
+from ftcore.errors import Interrupted, TrainingError, UserError
 from ftcore.job import build_hooks, open_job
 from ftcore.plugins import Enabled
 from ftcore.probe import Seen, Witness, extra, merge, observe, observe_ranks, silent, write_config
@@ -161,14 +161,21 @@ def _explain(key: str, one: Seen, other: Seen, ranks: bool) -> str:
 
 
 def split_proof(cfg: Config, folder: Path) -> Proof:
-    """The same rows at once, in three unequal micro-batches, and one by one, are one gradient."""
+    """The same rows at once, in three unequal micro-batches, and one by one, are one gradient.
+
+    A plugin may refuse micro-batches of one row, which contrast with nothing: then the others are compared.
+    """
     whole = observe(small(_plain(cfg)), folder)
-    proofs = []
+    proofs: list[Proof] = []
+    at_once = f"a step of {ROWS} rows at once"
     for size, shape in ((3, "3+3+2"), (1, "1 by 1")):
-        part = merge([observe(small(_single(cfg), micro_batch_size=size), folder)])
-        proofs.append(
-            _judge("micro-batches", f"a step of {ROWS} rows at once and {shape}", whole, part, ranks=False)
-        )
+        try:
+            part = merge([observe(small(_single(cfg), micro_batch_size=size), folder)])
+        except UserError:
+            if size > 1:
+                raise
+            return replace(proofs[0], compared=f"{proofs[0].compared}; {shape} is refused")
+        proofs.append(_judge("micro-batches", f"{at_once} and {shape}", whole, part, ranks=False))
     return next((p for p in proofs if not p.ok), max(proofs, key=lambda p: p.difference))
 
 

@@ -1,7 +1,11 @@
 """Noise in texts: what each kind changes, how much, and that it is always the same."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from ftcore import UserError
 from ftcore_contrastive._noise import TextNoise, disturb
 
 TEXT = " ".join(f"word{i}" for i in range(400))
@@ -39,3 +43,15 @@ def test_a_strength_is_a_probability() -> None:
     """Others are refused."""
     with pytest.raises(ValueError, match=r"strength must be in \[0, 1\], got 2"):
         TextNoise(strength=2)
+
+
+def test_texts_that_are_not_there_are_not_passed_over() -> None:
+    """Another plugin's formatter reads other columns, which would stay as they are without a word."""
+    columns = SimpleNamespace(text="text", text_pair=None)
+    cfg: Any = SimpleNamespace(data=SimpleNamespace(columns=columns))
+    for columns.text, ends in (("text", StopIteration), ("body", UserError)):
+        formatting: Any = TextNoise().format_examples([{"text": "some words"}], cfg, "train")
+        next(formatting)
+        with pytest.raises(ends) as raised:
+            formatting.send([{}])
+    assert "which is 'body'; there is no such column among text" in str(raised.value)

@@ -35,7 +35,8 @@ class Spy:
 
 def add(job: Any, instance: Any, first: bool = False) -> Any:
     """Register a plugin's instance in an open job, as if it had been chosen."""
-    one = Enabled(name="added", instance=instance, distribution="", version="0", options={})
+    name = type(instance).__name__
+    one = Enabled(name=name, instance=instance, distribution="", version="0", options={})
     plugins = [one, *job.hooks.plugins] if first else [*job.hooks.plugins, one]
     job.hooks = Hooks(Defaults(job.cfg), plugins, job.cfg)
     return instance
@@ -332,6 +333,30 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_never_stopped(open_tiny: Any
 
 
 @plugin()
+class Again:
+    """Makes a second forward before the loss, with another batch's tokens, as adversarial methods do."""
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self, batch: Any, step: Any) -> Any:
+        terms = yield
+        own, batch["input_ids"] = batch["input_ids"], batch["input_ids"].flip(0)
+        step.forward(batch)
+        batch["input_ids"] = own
+        return terms
+
+
+@pytest.mark.parametrize("model", ["tiny_bert", "tiny_llama"])
+def test_what_is_contrasted_is_of_the_loss_s_own_forward(open_tiny: Any, model: str) -> None:
+    """Whether a plugin that makes another forward comes before or after."""
+    overrides, options = QUIET | {"model.path": f"ftcore:{model}"}, {"representation": "pooled"}
+    expected = gradients(open_tiny(overrides, options, run="without"))
+    for first in (True, False):
+        job = open_tiny(overrides, options, run=f"first-{first}")
+        add(job, Again(), first=first)
+        assert_equal(gradients(job), expected)
+
+
+@plugin()
 class Unseeded:
     """Adds noise that is another one in each forward."""
 
@@ -386,7 +411,8 @@ def test_labels_that_are_no_class_of_a_row_are_refused(open_tiny: Any, labels: A
     ("overrides", "options", "says"),
     [
         ({}, {"weight": 1.1}, r"weight must be in \[0, 1\], got 1.1"),
-        ({}, {"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({}, {"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
+        ({}, {"temperature": float("nan")}, "temperature must be above 0 and finite, got nan"),
         ({}, {"representation": "pooled", "layer": 1}, "layer=1 has no effect with representation=pooled"),
         ({}, {"representation": "cls"}, "plugin.contrastive.representation must be one of auto, first_token"),
         (
@@ -394,7 +420,8 @@ def test_labels_that_are_no_class_of_a_row_are_refused(open_tiny: Any, labels: A
             {},
             "needs one label a row, task=causal_lm",
         ),
-        ({"train.micro_batch_size": 1}, {}, "a micro-batch of one row has nothing to contrast"),
+        ({"train.micro_batch_size": 1}, {}, "nothing to be contrasted with; use plugin.contrastive.batch="),
+        ({"train.batch_size": 1}, {"batch": "global"}, "contrasted with; raise train.batch_size"),
         ({}, {"layer": 7}, r"layer must be in \[-3, 2\]"),
         ({"train.batch_size": 9}, {"balance": True}, r"balance needs an even train\.batch_size, got 9"),
         ({"train.micro_batch_size": 3}, {"balance": True}, r"even train\.micro_batch_size, got 3"),

@@ -213,16 +213,35 @@ def _weights(folder: Path, overrides: list[str]) -> dict[str, torch.Tensor]:
     return dict(load_model(cfg, load_tokenizer(cfg), [], "AutoModelForCausalLM").state_dict())
 
 
+def untied_llama(folder: Path) -> Path:
+    """A tiny Llama whose output layer has a weight of its own, in a directory."""
+    from transformers import LlamaForCausalLM
+
+    from ftcore import tiny
+
+    config = tiny.config("tiny_llama")
+    config.tie_word_embeddings = False
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny.tokenizer("tiny_llama").save_pretrained(folder)
+    return folder
+
+
 def test_chunked_and_full_loss_train_alike(tmp_path: Path, data: list[str]) -> None:
     """`loss` changes time and memory, not the result; what can't be is refused."""
     kinds = ["model=tiny_llama", "plugin.instruct.loss=chunked,trained,full"]
     places = ["hydra.sweep.dir=loss", "hydra.sweep.subdir=${plugin.instruct.loss}"]
     refused = [*data, "model=tiny_t5", "plugin.instruct.loss=chunked"]
-    printed = ftcore(tmp_path, (["-m", *data, *kinds, *places], "", 1), (refused, "", 1))
+    llama = untied_llama(tmp_path / "untied")
+    adapted = [*data, f"model.path={llama}", "model=pretrained", "plugin.instruct.loss=chunked"]
+    adapted = ["+plugin=[instruct,lora]" if a == "+plugin=instruct" else a for a in adapted]
+    adapted += ["plugin.lora.include=[lm_head]"]  # whose update is not in its weight
+    commands = (["-m", *data, *kinds, *places], refused, adapted)
+    printed = ftcore(tmp_path, *((arguments, "", 1) for arguments in commands))
     expected = records(tmp_path / "loss" / "full")
     for kind in ("chunked", "trained"):
         assert records(tmp_path / "loss" / kind) == pytest.approx(expected, rel=1e-5)
     assert "plugin.instruct.loss=chunked: T5ForConditionalGeneration can't" in printed[1]
+    assert "plugin.instruct.loss=chunked: LlamaForCausalLM can't" in printed[2]
 
 
 def test_proofs_hold_of_packed_rows(tmp_path: Path, data: list[str]) -> None:

@@ -349,11 +349,22 @@ def test_the_manifest_is_in_run_json(open_tiny: Jobs) -> None:
     }
 
 
+@pytest.mark.parametrize("mask_scope", ["step", "micro_batch"])
+def test_weights_that_are_frozen_later_are_refused(open_tiny: Jobs, mask_scope: str) -> None:
+    """The manifest would name them, and their block's dropout would be off for nothing."""
+    job = open_tiny(mixout={"mask_scope": mask_scope})
+    job.strategy.model.bert.pooler.dense.weight.requires_grad_(False)
+    with pytest.raises(UserError, match=r"froze bert\.pooler\.dense\.weight after .* before mixout"):
+        job.hooks.on_train_start(job.state(STEPS))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"p": 1.0}, r"p must be in \[0, 1\), got 1.0"),
-        ({"decay": -1.0}, "decay must be at least 0, got -1.0"),
+        ({"decay": -1.0}, "decay must be at least 0 and finite, got -1.0"),
+        ({"decay": float("nan")}, "decay must be at least 0 and finite, got nan"),
+        ({"exclude": ["*"]}, "no pretrained linear layer to mix in this model: plugin.mixout.exclude leaves"),
         ({"decay": 0.1, "target": "zero"}, "with target=zero use optim.weight_decay"),
         ({"decay": 0.1, "control": True}, "control is the run without mixout"),
         ({"granularity": "row"}, "plugin.mixout.granularity must be one of column, element"),

@@ -7,7 +7,7 @@ import random
 from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
-from ftcore import hookimpl, plugin
+from ftcore import UserError, hookimpl, plugin
 
 __all__ = ["TextNoise", "disturb"]
 
@@ -36,7 +36,13 @@ class TextNoise:
             for name in columns:
                 if isinstance(example.get(name), str):
                     example[name] = disturb(example[name], self.kind, self.strength, self.seed)
-        return (yield)
+        entries = yield  # a column that core needs is missed there
+        if not any(name in examples[0] for name in columns):
+            raise UserError(
+                f"text_noise disturbs data.columns.text, which is '{columns[0]}'; there is no such column"
+                f" among {', '.join(examples[0])}"
+            )
+        return entries
 
 
 def disturb(text: str, kind: str, strength: float, seed: int = 0) -> str:

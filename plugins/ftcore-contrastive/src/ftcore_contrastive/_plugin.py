@@ -52,13 +52,12 @@ class Contrastive:
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be in [0, 1], got {self.weight}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
         if self.representation == "pooled" and self.layer != -1:
             raise ValueError(f"layer={self.layer} has no effect with representation=pooled; leave it at -1")
         self._kind = ""  # the representation, `auto` resolved
         self._projection: torch.nn.Module | None = None
-        self._pooled: Tensor | None = None
         self._groups = Groups(own=[], rows=0, anchors=0, count=0)
         self._group_of: dict[int, Group] = {}  # by micro-batch
         self._first_pass: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # z, loss, gradient by micro-batch
@@ -113,9 +112,10 @@ class Contrastive:
         if self.batch == "global":
             size *= -(-self._cfg.train.batch_size // (size * ranks))
         if (size * ranks if self.gather else size) < 2:
+            cure = "plugin.contrastive.batch=global, or raise train.micro_batch_size"
             raise UserError(
-                "contrastive: a micro-batch of one row has nothing to contrast it with;"
-                " use plugin.contrastive.batch=global, or raise train.micro_batch_size"
+                "contrastive: one row by itself has nothing to be contrasted with; "
+                + ("raise train.batch_size" if self.batch == "global" else f"use {cure}")
             )
         if self.weight == 1:
             _warn("weight=1 does not train the classification head: its predictions stay as they were drawn")
@@ -168,11 +168,14 @@ class Contrastive:
         if self._projection is None:
             batch.arguments["output_hidden_states"] = True
             return (yield)
-        with self._projection.register_forward_pre_hook(self._keep_pooled):
-            return (yield)
-
-    def _keep_pooled(self, module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._pooled = inputs[0]
+        read: list[Tensor] = []
+        with self._projection.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])):
+            outputs = yield
+        if not read:
+            raise UserError("contrastive: the model's forward does not call its head's last layer")
+        # With the outputs it belongs to: another plugin may make a forward of its own before the loss.
+        outputs.contrastive_pooled = read[-1]
+        return outputs
 
     @hookimpl(wrapper=True)
     def compute_loss(
@@ -203,8 +206,7 @@ class Contrastive:
             if self._projection is None:
                 states = hidden_states(outputs, self.layer)
             else:
-                assert self._pooled is not None
-                states, self._pooled = self._pooled, None
+                states = outputs.contrastive_pooled
             if states.ndim == 3:
                 kind = "last_token" if self._kind == "pooled" else self._kind
                 states = pool(states, batch.get("attention_mask"), kind)

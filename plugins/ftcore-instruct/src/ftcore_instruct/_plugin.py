@@ -29,7 +29,7 @@ from ftcore_instruct._rows import Encoder
 __all__ = ["Instruct"]
 
 
-@plugin()
+@plugin(after=("lora",))  # an adapted head is not read as a plain one: `has_plain_head` sees it
 class Instruct:
     """Tune on instructions and chats: formats, mixtures, packing, evaluation (Chung et al., 2022)."""
 

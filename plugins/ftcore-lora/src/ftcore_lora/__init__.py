@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Collection, Generator
 from dataclasses import field
 from typing import Any
 
@@ -9,8 +13,74 @@ import torch
 from torch import Tensor
 
 from ftcore import State, UserError, hookimpl, plugin
+from ftcore.strategies import base_model
 
-__all__ = ["LoRA"]
+__all__ = ["LoRA", "modules"]
+
+
+def modules(model: Any, include: Collection[str], new: Collection[str]) -> list[str]:
+    """Full names of the modules to adapt; what is new (`new` names its parameters) is trained whole instead.
+
+    Args:
+        include: names, each the last parts of a module's (`query`, `attention.self.query`); none is peft's
+            choice for the model, `all-linear` alone every linear layer but the output layer and tied ones.
+
+    Raises:
+        UserError: a name that fits no module, or one whose update could not be merged.
+    """
+    trained_whole = {name.rpartition(".")[0] for name in new}
+    there = {n: m for n, m in model.named_modules() if n not in trained_whole}
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    if list(include) == ["all-linear"]:
+        output = model.get_output_embeddings()
+        return [
+            n
+            for n, m in there.items()
+            if _is_linear(m) and m is not output and uses[id(m.weight)] == 1  # a tied one has more
+        ]
+    linear = sorted({n.rpartition(".")[2] for n, m in there.items() if _is_linear(m)})
+    known = f"linear layers are {', '.join(linear)}; [all-linear], with no other name, is all of them"
+    if not (names := include or _usual(model.config.model_type)):
+        kind = model.config.model_type
+        raise UserError(f"plugin.lora.include: peft has no choice for a model of type {kind}; {known}")
+    found: list[str] = []
+    for name in names:
+        fits = [n for n in there if n == name or n.endswith(f".{name}")]
+        if not fits:
+            raise UserError(f"plugin.lora.include: no pretrained module is called '{name}'; {known}")
+        for one in fits:
+            _check_mergeable(one, there[one], uses)
+        found += [n for n in fits if n not in found]
+    return found
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or _is_conv1d(module)
+
+
+def _is_conv1d(module: torch.nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nx")  # GPT-2's
+
+
+def _usual(model_type: str) -> list[str]:
+    """What peft adapts in such a model; nothing where it knows of none."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
+
+    names = USUAL.get(model_type)
+    return list(names) if isinstance(names, list) else []
+
+
+def _check_mergeable(name: str, module: Any, uses: Counter[int]) -> None:
+    if not _is_linear(module) and not isinstance(module, torch.nn.Embedding):
+        raise UserError(
+            f"plugin.lora.include: {name} is a {type(module).__name__}; only linear layers and embeddings can"
+            " be adapted"
+        )
+    if uses[id(module.weight)] > 1:
+        raise UserError(
+            f"plugin.lora.include: {name} shares its weight with another module, which an update merged into"
+            " it would change too; leave it out"
+        )
 
 
 @plugin(api=1, needs=("whole_weights",), removes=("full_rank_weights",), conflicts=("l2sp",))
@@ -33,6 +103,8 @@ class LoRA:
         self._config: Any = None
         self._manifest: dict[str, Any] = {}
         self._adapter: dict[str, Tensor] = {}
+        self._base_hash = ""
+        self._layers: list[Any] = []
 
     @hookimpl
     def setup_model(self, model: Any, cfg: Any, new: frozenset[str]) -> None:
@@ -44,67 +116,102 @@ class LoRA:
         if getattr(model.config, "quantization_config", None) is not None:
             raise UserError("lora trains on full-precision bases only, as it merges on export")
         heads = [param for name, param in model.named_parameters() if name in new]
-        targets = "all-linear" if self.include == ["all-linear"] else self.include or None
+        adapted = modules(model, self.include, new)
+        options: dict[str, Any] = {
+            "r": self.r,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": adapted,
+            "fan_in_fan_out": any(_is_conv1d(model.get_submodule(name)) for name in adapted),
+        }
         self._config = peft.LoraConfig(
-            r=self.r,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=targets,
+            **options,
             modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
             base_model_name_or_path=cfg.model.path,
         )
-        inner = peft.LoraConfig(
-            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
-            try:
-                peft.inject_adapter_in_model(inner, model)
-            except ValueError as error:
-                raise UserError(
-                    f"plugin.lora.include={self.include}: {str(error).splitlines()[0]}"
-                ) from error
+            peft.inject_adapter_in_model(peft.LoraConfig(**options), model)
         for param in heads:
             param.requires_grad_(True)
-        self._config.target_modules = inner.target_modules
-        trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+        self._layers = [model.get_submodule(name) for name in adapted]
+        self._base_hash = _hash_frozen(model)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._manifest = {
-            "adapted": [n.removesuffix(".lora_A.default.weight") for n in trained if "lora_A" in n],
-            "trained_parameters": sum(trained.values()),
-            "share_of_parameters": round(
-                sum(trained.values()) / sum(p.numel() for p in model.parameters()), 4
-            ),
+            "adapted": adapted,
+            "trained_parameters": trained,
+            "share_of_parameters": round(trained / sum(p.numel() for p in model.parameters()), 4),
         }
 
     def describe(self) -> dict[str, Any]:
         """What is adapted and how much is trained, for run.json and `ftcore plan`."""
         return self._manifest
 
-    @hookimpl
-    def on_export(self, model: Any) -> None:
-        """Merge: W + alpha / r · B A takes the place of each adapted layer's weight."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
+    def state_dict(self) -> dict[str, Any]:
+        """The hash of the base: it is read from `model.path` again, and not saved."""
+        return {"base_sha256": self._base_hash}
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with adapters that were trained on another base."""
+        if state["base_sha256"] != self._base_hash:
+            raise UserError(
+                "lora: the pretrained weights in model.path are not those that this run began with (sha256"
+                f" {self._base_hash[:12]}, then {state['base_sha256'][:12]}): put those back, or start anew"
+                " with force=true"
+            )
+
+    @hookimpl(wrapper=True)
+    def predict(self) -> Generator[None, Any, Any]:
+        """Evaluate what will be exported: merged weights round otherwise, in 16 bits by much."""
+        weights = [layer.get_base_layer().weight for layer in self._layers]
+        own = [weight.data for weight in weights]
+        for layer, weight in zip(self._layers, weights, strict=True):
+            weight.data = weight.data.clone()
+            layer.merge()
+        try:
+            return (yield)
+        finally:
+            for layer, weight, data in zip(self._layers, weights, own, strict=True):
+                weight.data = data  # taking the update off again would not give the same weight
+                layer.merged_adapters.clear()
+
+    @hookimpl
+    def on_export(self, model: torch.nn.Module) -> None:
+        """Merge: W + alpha / r · B A takes the place of each adapted layer's weight."""
+        base = base_model(model)
         if self.save_adapter:
             self._adapter = {
-                f"base_model.model.{name.replace('.default.', '.')}": param.detach().cpu().clone()
-                for name, param in model.named_parameters()
+                f"base_model.model.{name.replace('.default.', '.').removesuffix('.default')}": (
+                    param.detach().cpu().clone()
+                )
+                for name, param in base.named_parameters()
                 if param.requires_grad
             }
-        for name, module in list(model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge()
-                model.set_submodule(name, module.get_base_layer())
-        del model.peft_config
+        for name, layer in zip(self._manifest["adapted"], self._layers, strict=True):
+            layer.merge()
+            base.set_submodule(name, layer.get_base_layer())
+        self._layers = []
+        del base.peft_config
 
     @hookimpl
     def on_train_end(self, state: State) -> None:
         """Write `adapter/`, which `peft.PeftModel.from_pretrained(base, folder)` reads."""
-        is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-        if not self.save_adapter or not is_first:
+        if torch.distributed.is_initialized() and torch.distributed.get_rank():
             return
         from safetensors.torch import save_file
 
         folder = state.run_dir / "adapter"
-        self._config.save_pretrained(folder)
-        save_file(self._adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that force=true has replaced
+        if self._adapter:  # a run that was pruned exports nothing
+            self._config.save_pretrained(folder)
+            save_file(self._adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _hash_frozen(model: torch.nn.Module) -> str:
+    """sha256 of what is not trained, and so in no checkpoint; names as they are with the adapters."""
+    digest = hashlib.sha256()
+    for name, param in model.named_parameters():
+        if not param.requires_grad and not param.is_meta:
+            digest.update(name.encode())
+            digest.update(param.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

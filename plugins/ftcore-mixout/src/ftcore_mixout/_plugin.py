@@ -49,13 +49,13 @@ class Mixout:
     def __post_init__(self) -> None:
         if not 0 <= self.p < 1:
             raise ValueError(f"p must be in [0, 1), got {self.p}")
-        if self.decay < 0:
-            raise ValueError(f"decay must be at least 0, got {self.decay}")
+        if not 0 <= self.decay < float("inf"):
+            raise ValueError(f"decay must be at least 0 and finite, got {self.decay}")
         if self.decay and self.target == "zero":
             raise ValueError("decay pulls to the pretrained weights; with target=zero use optim.weight_decay")
         if self.control and self.decay:
             raise ValueError("control is the run without mixout at a lower rate; it takes no decay")
-        if self.mask_scope == "micro_batch" and self.p:
+        if self.mask_scope == "micro_batch" and self.p and not self.control:
             # Ranks are at different micro-batches at a time, so that no two could share a mixture.
             self.__ftcore__ = Meta(needs=("full_rank_weights", "whole_weights"))
         self._original: dict[str, Tensor] = {}  # every candidate as it was loaded, until the choice is made
@@ -113,6 +113,11 @@ class Mixout:
         params = dict(base_model(state.model).named_parameters())
         if lost := [name for name in self._axes if name not in params]:
             raise UserError(f"mixout: another plugin took away {lost[0]}, which is to be mixed")
+        if frozen := [name for name in self._axes if not params[name].requires_grad]:
+            raise UserError(
+                f"mixout: another plugin froze {frozen[0]} after it was chosen to be mixed; name that plugin"
+                " before mixout in +plugin=[...], or leave the weight out by plugin.mixout.exclude"
+            )
         features = {name: axis if self.granularity == "column" else None for name, axis in self._axes.items()}
         mixed = {name: params[name] for name in self._axes if self.p}
         if state.lend is None:

@@ -78,7 +78,8 @@ def select(
     chosen = _matches(there, include or ["*"])
     chosen -= _matches(there, exclude)
     if not chosen:
-        raise UserError("mixout finds no pretrained linear layer to mix in this model")
+        why = f": plugin.mixout.exclude leaves none of its {len(there)}" if there else ""
+        raise UserError(f"mixout finds no pretrained linear layer to mix in this model{why}")
     return {name: candidates[name] for name in there if name in chosen}
 
 
