@@ -104,6 +104,23 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return make
 
 
+def test_files_in_options_of_plugins_become_absolute(
+    install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What names a file that is there, at any depth; a name alone and a missing file stay as they are."""
+    install("alpha", "file: null\nsources: {}\nnames: []")
+    monkeypatch.chdir(tmp_path)
+    for file in ("a.yaml", "rows.jsonl", "query"):
+        (tmp_path / file).touch()
+    options = ["file=a.yaml", "sources={one:{path:rows.jsonl,weight:2}}", "names=[query,b.yaml,1.5]"]
+    cfg = compose(["+plugin=alpha", *(f"plugin.alpha.{option}" for option in options)])
+    assert cfg.plugin["alpha"] == {
+        "file": str(tmp_path / "a.yaml"),
+        "sources": {"one": {"path": str(tmp_path / "rows.jsonl"), "weight": 2}},
+        "names": ["query", "b.yaml", 1.5],
+    }
+
+
 def test_chosen_plugins_are_those_selected_in_that_order(install: Any) -> None:
     """Options come from the plugin's file and the command line; an installed one is not chosen."""
     for name in ("alpha", "beta", "gamma"):

@@ -313,7 +313,22 @@ def _absolute(cfg: config.Config) -> config.Config:
     if isinstance(cfg.trainer, dict) and cfg.trainer.get("config"):
         cfg.trainer["config"] = absolute(cfg.trainer["config"])  # a plugin's strategy's own file
     cfg.model.add_tokens = absolute(cfg.model.add_tokens)
+    cfg.plugin = _with_absolute_files(cfg.plugin)
     return cfg
+
+
+def _with_absolute_files(options: Any) -> Any:
+    """Plugins' options, in which what names a file that is there (`tasks.yaml`, `data/chats`) is absolute."""
+    if isinstance(options, dict):
+        return {key: _with_absolute_files(value) for key, value in options.items()}
+    if isinstance(options, list):
+        return [_with_absolute_files(value) for value in options]
+    if not isinstance(options, str) or not ("." in options or "/" in options):
+        return options
+    with contextlib.suppress(OSError, RuntimeError):  # a text that can't be a path, or has no such home
+        if (path := Path(options).expanduser()).exists():
+            return str(path.absolute())
+    return options
 
 
 def known_keys() -> list[str]:
