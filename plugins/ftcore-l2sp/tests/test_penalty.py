@@ -42,6 +42,7 @@ def test_other_pretrained_weights_are_refused_on_resume() -> None:
     new = frozenset({"1.weight", "1.bias"})
     began, went_on = L2SP(), L2SP()
     began.setup_model(model, new)
+    assert began.describe() == {"new": sorted(new), "kept_parameters": 12}
     with torch.no_grad():
         model[1].weight.zero_()
     went_on.setup_model(model, new)

@@ -1,11 +1,14 @@
 """The divergence, and which predictions are compared."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ftcore import UserError
-from ftcore_r3f import predicted, symmetric_kl
+from ftcore_r3f import R3F, predicted, symmetric_kl
 
 
 def test_it_is_both_divergences() -> None:
@@ -41,3 +44,16 @@ def test_other_heads_are_refused(logits: tuple[int, ...], labels: tuple[int, ...
     """With the reason."""
     with pytest.raises(UserError, match=message):
         predicted(torch.zeros(logits), torch.zeros(labels, dtype=torch.long), True)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.01), ("fp16", 0.001)])
+def test_noise_that_rounding_hides_is_refused(precision: str, least: float) -> None:
+    """The default is for fp32; a weight of 0 has no noise to lose."""
+    cfg: Any = SimpleNamespace(train=SimpleNamespace(precision=precision))
+    model = SimpleNamespace(
+        config=SimpleNamespace(is_encoder_decoder=False), get_input_embeddings=torch.nn.Module
+    )
+    with pytest.raises(UserError, match=rf"eps=1e-05 is lost .*precision={precision}.* {least:g} or more"):
+        R3F().setup_model(model, cfg)
+    R3F(eps=least).setup_model(model, cfg)
+    R3F(weight=0.0).setup_model(model, cfg)

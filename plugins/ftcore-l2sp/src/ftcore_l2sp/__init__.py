@@ -48,16 +48,25 @@ class L2SP:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         self._hash = ""
+        self._manifest: dict[str, Any] = {}
 
     @hookimpl(tryfirst=True)
     def setup_model(self, model: torch.nn.Module, new: frozenset[str]) -> None:
         """Hash the pretrained values, while each process has them whole and none is changed."""
-        digest = hashlib.sha256()
+        digest, kept = hashlib.sha256(), 0
         for name, param in model.named_parameters():
-            if param.requires_grad and name not in new and not param.is_meta:
+            if not param.requires_grad or name in new:
+                continue
+            kept += param.numel()
+            if not param.is_meta:  # the outline of `ftcore plan`
                 digest.update(name.encode())
                 digest.update(param.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         self._hash = digest.hexdigest()
+        self._manifest = {"new": sorted(new), "kept_parameters": kept}
+
+    def describe(self) -> dict[str, Any]:
+        """What has no w0, and so is pulled to zero; and how many w0 are kept, for `ftcore plan`'s memory."""
+        return self._manifest
 
     @hookimpl
     def param_options(self) -> dict[str, float] | None:
