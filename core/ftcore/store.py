@@ -39,7 +39,7 @@ class Rows:
         self.columns: dict[str, str] = meta["columns"]
         self._data = {c: _open(directory / f"{c}.bin", DTYPES[k]) for c, k in self.columns.items()}
         self._offsets = {
-            c: np.fromfile(directory / f"{c}.offsets", dtype="<i8")
+            c: _open(directory / f"{c}.offsets", "<i8")
             for c, kind in self.columns.items()
             if kind in LISTS
         }
@@ -126,8 +126,8 @@ def write_examples(examples: "array[int]", directory: Path) -> None:
 
 
 def _open(path: Path, dtype: str) -> Array:
-    """Memory-map a file; an empty one can't be mapped."""
-    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+    """Memory-map a file, as a plain array, whose slices are cheap; an empty one can't be mapped."""
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r")) if path.stat().st_size else np.empty(0, dtype)
 
 
 def _kind(value: Any) -> str:
