@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from ftcore.errors import UserError
 from ftcore.results import append_metrics, cut_metrics, describe_run, export, write_json
 
 
@@ -62,3 +63,22 @@ def test_run_is_described_with_what_it_was_made_of(open_tiny: Any) -> None:
     assert described["data"]["splits"]["train"]["rows"] == 32
     assert described["model"]["parameters"] == sum(p.numel() for p in job.strategy.model.parameters())
     assert described["packages"]["torch"] == torch.__version__
+
+
+def test_frozen_weights_are_those_the_run_began_with(open_tiny: Any, tmp_path: Path) -> None:
+    """They are read from `model.path` again: other ones there are refused, unless all weights are trained."""
+    export(open_tiny(), {})
+    base = tmp_path / "base"
+    (tmp_path / "run" / "model").rename(base)
+    job = open_tiny({"model.path": str(base)})
+    write_json(job.run_dir / "run.json", describe_run(job))
+    job.save(job.checkpoints / "step-1")
+    frozen = job.strategy.model.get_input_embeddings().weight.requires_grad_(False)
+    job.resume()
+    with torch.no_grad():
+        frozen[3, 3] += 1
+    job.strategy.model.save_pretrained(base)
+    with pytest.raises(UserError, match="has other weights than when this run began"):
+        job.resume()
+    frozen.requires_grad_(True)
+    job.resume()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,13 +14,13 @@ from ftcore.contract import State
 from ftcore.defaults import Defaults
 from ftcore.errors import Interrupted, UserError, nearest
 from ftcore.hooks import Hooks
-from ftcore.models import check_positions, go_offline, text_task
+from ftcore.models import check_positions, go_offline, origin, text_task
 from ftcore.optim import build_optimizer
 from ftcore.plugins import Enabled, enable
 from ftcore.prepare import Prepared, prepare
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag
-from ftcore.strategies import Strategy
+from ftcore.strategies import Strategy, base_model
 from ftcore.tasks import TASKS
 
 __all__ = ["Job", "Progress", "build_hooks", "open_job"]
@@ -103,6 +104,7 @@ class Job:
             self.screen.line(f"warning: {problem}")
         if found is None:
             return
+        self._check_frozen()
         self.strategy.load(found)
         found.load_buffers(self.strategy.model)
         names = {p.name for p in self.hooks.plugins}
@@ -116,6 +118,19 @@ class Job:
         self.progress = Progress(**{k: v for k, v in found.state.items() if k in known})
         self.saved = self.progress.step
         self.screen.line(f"resuming at step {self.progress.step} ({found.directory})")
+
+    def _check_frozen(self) -> None:
+        """Refuse to go on beside other frozen weights: `model.path` has them, and no checkpoint."""
+        model, record = self.strategy.model, self.run_dir / "run.json"
+        if all(param.requires_grad for param in model.parameters()) or not record.is_file():
+            return
+        then, now = json.loads(record.read_text())["model"], origin(self.cfg, base_model(model))
+        if differs := [k for k in ("sha256", "revision") if k in then and then[k] != now.get(k)]:
+            raise UserError(
+                f"model.path={now['path']} has other weights than when this run began ({differs[0]}"
+                f" {now.get(differs[0])}, then {then[differs[0]]}), and the frozen ones are in no checkpoint:"
+                " put the old ones back, or start anew with force=true"
+            )
 
 
 def build_hooks(cfg: Config, extra: Sequence[Enabled] = ()) -> Hooks:

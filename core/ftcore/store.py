@@ -39,9 +39,7 @@ class Rows:
         self.columns: dict[str, str] = meta["columns"]
         self._data = {c: _open(directory / f"{c}.bin", DTYPES[k]) for c, k in self.columns.items()}
         self._offsets = {
-            c: _open(directory / f"{c}.offsets", "<i8")
-            for c, kind in self.columns.items()
-            if kind in LISTS
+            c: _open(directory / f"{c}.offsets", "<i8") for c, kind in self.columns.items() if kind in LISTS
         }
 
     def __len__(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Collection, Generator
@@ -103,7 +102,6 @@ class LoRA:
         self._config: Any = None
         self._manifest: dict[str, Any] = {}
         self._adapter: dict[str, Tensor] = {}
-        self._base_hash = ""
         self._layers: list[Any] = []
 
     @hookimpl
@@ -135,7 +133,6 @@ class LoRA:
         for param in heads:
             param.requires_grad_(True)
         self._layers = [model.get_submodule(name) for name in adapted]
-        self._base_hash = _hash_frozen(model)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._manifest = {
             "adapted": adapted,
@@ -146,19 +143,6 @@ class LoRA:
     def describe(self) -> dict[str, Any]:
         """What is adapted and how much is trained, for run.json and `ftcore plan`."""
         return self._manifest
-
-    def state_dict(self) -> dict[str, Any]:
-        """The hash of the base: it is read from `model.path` again, and not saved."""
-        return {"base_sha256": self._base_hash}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with adapters that were trained on another base."""
-        if state["base_sha256"] != self._base_hash:
-            raise UserError(
-                "lora: the pretrained weights in model.path are not those that this run began with (sha256"
-                f" {self._base_hash[:12]}, then {state['base_sha256'][:12]}): put those back, or start anew"
-                " with force=true"
-            )
 
     @hookimpl(wrapper=True)
     def predict(self) -> Generator[None, Any, Any]:
@@ -205,13 +189,3 @@ class LoRA:
         if self._adapter:  # a run that was pruned exports nothing
             self._config.save_pretrained(folder)
             save_file(self._adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def _hash_frozen(model: torch.nn.Module) -> str:
-    """sha256 of what is not trained, and so in no checkpoint; names as they are with the adapters."""
-    digest = hashlib.sha256()
-    for name, param in model.named_parameters():
-        if not param.requires_grad and not param.is_meta:
-            digest.update(name.encode())
-            digest.update(param.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
