@@ -65,6 +65,16 @@ def test_an_extreme_p_is_never_zero() -> None:
     assert _stats.permutation(np.full(8, 2.0), np.full(8, 1.0), paired=True) == 2 / 2**8
 
 
+@pytest.mark.parametrize("n", [3, 5])
+def test_figures_far_from_zero_count_the_observed_labelling(n: int) -> None:
+    """A small difference between large figures (perplexities) has the p that it has near zero."""
+    for _ in range(50):
+        low = RNG.normal(size=n)
+        high = low.max() + 0.1 + RNG.random(n)
+        p = _stats.permutation(3e4 + high, 3e4 + low, paired=False)
+        assert p == pytest.approx(2 / math.comb(2 * n, n))
+
+
 def test_the_variance_is_that_of_resampling_seeds_and_rows_crossed() -> None:
     """The closed form is the pigeonhole bootstrap's variance, but for n - 1 in place of n."""
     seeds, rows = 12, 40

@@ -132,13 +132,14 @@ def permutation(arm: Array, baseline: Array, *, paired: bool, alpha: float = 0.0
     Args:
         arm, baseline: one figure a run.
     """
-    if paired and 2 / 2 ** len(arm) <= alpha:
-        d = arm - baseline
-        return _share(abs(d.mean()), np.abs(_signs(len(d)) @ d) / len(d), 2 ** len(d) <= EXACT)
     pool, n = np.concatenate([arm, baseline]), len(arm)
+    # Rounding is of the size of the figures, not of their difference: equal means may differ by so much.
+    observed = abs(arm.mean() - baseline.mean()) - 1e-12 * np.abs(pool).max()
+    if paired and 2 / 2**n <= alpha:
+        return _share(observed, np.abs(_signs(n) @ (arm - baseline)) / n, 2**n <= EXACT)
     chosen = _deals(len(pool), n)  # [relabellings, runs], 1 where a run is dealt to the arm
     means = chosen @ pool / n - (1 - chosen) @ pool / (len(pool) - n)
-    return _share(abs(arm.mean() - baseline.mean()), np.abs(means), comb(len(pool), n) <= EXACT)
+    return _share(observed, np.abs(means), comb(len(pool), n) <= EXACT)
 
 
 def _signs(n: int) -> Array:
@@ -158,8 +159,8 @@ def _deals(n: int, first: int) -> Array:
 
 
 def _share(observed: float, others: Array, exact: bool) -> float:
-    """Share of relabellings at least as far from 0, equal ones (rounding aside) counted in."""
-    as_far = int((others >= observed - 1e-12 * max(1.0, observed)).sum())
+    """Share of relabellings at least as far from 0, equal ones counted in."""
+    as_far = int((others >= observed).sum())
     return as_far / len(others) if exact else (as_far + 1) / (len(others) + 1)
 
 
