@@ -112,12 +112,12 @@ def test_files_in_options_of_plugins_become_absolute(
     monkeypatch.chdir(tmp_path)
     for file in ("a.yaml", "rows.jsonl", "query"):
         (tmp_path / file).touch()
-    options = ["file=a.yaml", "sources={one:{path:rows.jsonl,weight:2}}", "names=[query,b.yaml,1.5]"]
+    options = ["file=a.yaml", "sources={one:{path:rows.jsonl,weight:2}}", "names=[query,b.yaml,1.5,.,/]"]
     cfg = compose(["+plugin=alpha", *(f"plugin.alpha.{option}" for option in options)])
     assert cfg.plugin["alpha"] == {
         "file": str(tmp_path / "a.yaml"),
         "sources": {"one": {"path": str(tmp_path / "rows.jsonl"), "weight": 2}},
-        "names": ["query", "b.yaml", 1.5],
+        "names": ["query", "b.yaml", 1.5, ".", "/"],
     }
 
 

@@ -323,8 +323,8 @@ def _with_absolute_files(options: Any) -> Any:
         return {key: _with_absolute_files(value) for key, value in options.items()}
     if isinstance(options, list):
         return [_with_absolute_files(value) for value in options]
-    if not isinstance(options, str) or not ("." in options or "/" in options):
-        return options
+    if not isinstance(options, str) or not re.search(r"[./]\w|\w[./]", options):
+        return options  # `query` may be a layer, `.` a separator
     with contextlib.suppress(OSError, RuntimeError):  # a text that can't be a path, or has no such home
         if (path := Path(options).expanduser()).exists():
             return str(path.absolute())
