@@ -13,7 +13,7 @@ from ftcore.errors import UserError
 from ftcore_report import _stats
 from ftcore_report._arms import Arm, Part, choose_baseline, split
 from ftcore_report._rows import is_degenerate
-from ftcore_report._runs import Run
+from ftcore_report._runs import Run, is_number
 
 if TYPE_CHECKING:
     from ftcore_report._stats import Difference
@@ -145,13 +145,13 @@ def _line(part: Part, arm: Arm) -> Line:
 
 
 def _mean(values: Sequence[object]) -> float | None:
-    numbers = [float(v) for v in values if isinstance(v, int | float)]
+    numbers = [float(v) for v in values if is_number(v)]
     return float(np.mean(numbers)) if numbers and len(numbers) == len(values) else None
 
 
 def _rate(run: Run) -> float | None:
     tokens, seconds = run.result.get("tokens"), run.result.get("seconds")
-    if not isinstance(tokens, int) or not isinstance(seconds, int | float) or seconds <= 0:
+    if not isinstance(tokens, int) or not is_number(seconds) or seconds <= 0:
         return None
     return tokens / seconds
 
