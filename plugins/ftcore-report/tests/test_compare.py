@@ -218,6 +218,20 @@ def test_the_same_run_twice_counts_once(tmp_path: Path, make_run: Callable[..., 
     assert "repeats" in notes(one)
 
 
+def test_other_code_in_one_comparison_is_said(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    """Two versions of ftcore, or two sources of a plugin, would be taken for one."""
+    for seed, source in enumerate(("aaaaaaaaaa", "bbbbbbbbbb")):
+        path = make_run(f"a{seed}", seed=seed, plugins={"mixout": {}}) / "run.json"
+        about = json.loads(path.read_text()) | {"ftcore": f"0.{seed}.0"}
+        about["plugins"][0]["source"] = source
+        path.write_text(json.dumps(about))
+    (one,) = compared(tmp_path)
+    assert "several versions of ftcore: 0.0.0, 0.1.0" in notes(one)
+    assert "several versions of mixout: 0.1.0 (aaaaaaaa), 0.1.0 (bbbbbbbb)" in notes(one)
+    make_run("b", seed=2)
+    assert "mixout: 0.1.0 (aaaaaaaa), 0.1.0 (bbbbbbbb)" in notes(compared(tmp_path)[0])
+
+
 def test_other_test_rows_are_not_paired(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     """Runs that were scored on other rows: seeds only, and which run it is."""
     for seed in range(2):

@@ -109,6 +109,7 @@ def _compare_part(part: Part, baseline: Arm | None) -> Comparison:
     lines = {arm.label: _line(part, arm) for arm in part.arms}
     for arm in part.arms:
         _note_missing(part, arm)
+    _note_versions(part)
     if part.metric.startswith("eval/"):
         part.notes.append("validation figures, which also chose the weights: no test data was scored")
     if baseline is not None:
@@ -167,6 +168,17 @@ def _note_missing(part: Part, arm: Arm) -> None:
         if runs:
             named = ", ".join(_why(run) for run in runs)
             part.notes.append(f"left out of {arm.label}: {len(runs)} {what}: {named}")
+
+
+def _note_versions(part: Part) -> None:
+    """Name what is not the same code in all runs: it may be what their figures differ by."""
+    made: dict[str, set[str]] = {}
+    for run in (run for arm in part.arms for run in arm.runs.values()):
+        for name, version in run.made_by.items():
+            made.setdefault(name, set()).add(version)
+    for name, versions in made.items():
+        if len(versions) > 1:
+            part.notes.append(f"these runs are of several versions of {name}: {', '.join(sorted(versions))}")
 
 
 def _why(run: Run) -> str:

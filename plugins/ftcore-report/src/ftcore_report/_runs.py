@@ -86,6 +86,13 @@ class Run:
             return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
         return str(about.get("source") or about.get("fingerprint") or "")
 
+    @property
+    def made_by(self) -> Mapping[str, str]:
+        """The version of ftcore, and of each plugin with the start of its source's hash, where known."""
+        plugins = [p for p in self.about.get("plugins", []) if isinstance(p, dict)]
+        found = {str(p.get("name")): f"{p.get('version')} ({str(p.get('source'))[:8]})" for p in plugins}
+        return {"ftcore": str(self.about["ftcore"]), **found} if "ftcore" in self.about else found
+
     @cached_property
     def test(self) -> pa.Table | None:
         """Predictions of the test data: `row`, `label`, `prediction`, `scores` where there are classes."""
