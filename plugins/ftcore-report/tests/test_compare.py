@@ -13,6 +13,9 @@ import pytest
 
 from ftcore import UserError
 from ftcore_report import Comparison, compare, find_runs
+from ftcore_report._run_page import run_page
+from ftcore_report._status import state
+from ftcore_report._table import as_json, write_json
 
 RNG = np.random.default_rng(3)
 
@@ -215,6 +218,20 @@ def test_the_same_run_twice_counts_once(tmp_path: Path, make_run: Callable[..., 
     assert "repeats" in notes(one)
 
 
+def test_other_code_in_one_comparison_is_said(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    """Two versions of ftcore, or two sources of a plugin, would be taken for one."""
+    for seed, source in enumerate(("aaaaaaaaaa", "bbbbbbbbbb")):
+        path = make_run(f"a{seed}", seed=seed, plugins={"mixout": {}}) / "run.json"
+        about = json.loads(path.read_text()) | {"ftcore": f"0.{seed}.0"}
+        about["plugins"][0]["source"] = source
+        path.write_text(json.dumps(about))
+    (one,) = compared(tmp_path)
+    assert "several versions of ftcore: 0.0.0, 0.1.0" in notes(one)
+    assert "several versions of mixout: 0.1.0 (aaaaaaaa), 0.1.0 (bbbbbbbb)" in notes(one)
+    make_run("b", seed=2)
+    assert "mixout: 0.1.0 (aaaaaaaa), 0.1.0 (bbbbbbbb)" in notes(compared(tmp_path)[0])
+
+
 def test_other_test_rows_are_not_paired(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     """Runs that were scored on other rows: seeds only, and which run it is."""
     for seed in range(2):
@@ -235,6 +252,12 @@ def test_other_test_rows_are_not_paired(tmp_path: Path, make_run: Callable[..., 
         ("result.json", b'{"status": "fini', "result.json can't be read"),
         ("result.json", b"[1, 2]", "result.json holds no object"),
         ("result.json", b'{"metrics": [1], "status": "finished"}', "result.json is no result of ftcore"),
+        ("result.json", b'{"metric": ["x"], "status": "finished"}', "result.json is no result of ftcore"),
+        (
+            "result.json",
+            b'{"plugin_cost": {"a": 1}, "status": "pruned"}',
+            "result.json is no result of ftcore",
+        ),
         ("run.json", b'{"data": 3}', "run.json is no description by ftcore"),
         ("run.json", b"\x00\x01", "run.json can't be read"),
     ],
@@ -252,16 +275,38 @@ def test_damaged_and_foreign_directories_are_named(
     assert "\n" not in problems[0].why
 
 
+def test_a_list_of_plugins_is_no_config_of_ftcore(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    """A run edited by hand costs no other run its comparison."""
+    make_run("good")
+    make_run("bad", config={"plugin": [1]})
+    _, problems = find_runs([tmp_path / "runs"])
+    assert [p.why for p in problems] == ["config.yaml is not ftcore's, or is half written"]
+
+
+def test_a_directory_named_twice_is_there_once(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    """By a link, too: an unfinished run is counted once, and a finished one repeats nothing."""
+    make_run("a")
+    make_run("b", seed=1, finished=False)
+    (tmp_path / "latest").symlink_to(tmp_path / "runs/b")
+    runs, _ = find_runs([tmp_path / "latest", tmp_path / "runs", tmp_path / "runs/a/../a"])
+    assert [run.path for run in runs] == [tmp_path / "latest", tmp_path / "runs/a"]
+
+
 def test_odd_values_in_a_result_harm_nothing(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     """Metrics that are not finite or no numbers are not there; a torn predictions file is none."""
     path = make_run("a", metrics={"test/accuracy": 0.5, "test/nan": float("nan"), "test/text": "x"})
     (path / "predictions/test.parquet").write_bytes(b"PAR1 torn")
-    (path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss"\n[]\n{"step": "x"}\n\xff\n')
+    (path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss"\n[]\n{"step": "x"}\n{"step": NaN}\n\xff\n')
     make_run("b", seed=1)
     (one,) = compared(tmp_path)
     assert len(one.lines[0].values) == 2
     assert one.lines[0].degenerate is None
     result = json.loads((path / "result.json").read_text())
-    for key in ("metric", "seconds", "tokens", "seed"):
-        (path / "result.json").write_text(json.dumps(result | {key: ["odd"]}))
-        compared(tmp_path)
+    cost = {"plugin_cost": {"mixout": {"ms_per_step": "odd"}}}
+    huge = {"metrics": {"test/accuracy": 1e308}}  # its square is none
+    odd = [{key: ["odd"]} for key in ("seconds", "tokens", "seed")]
+    for edit in (*odd, cost, huge, {"metric": {}}, {"metric": {"name": "x"}}, {"seconds": float("nan")}):
+        (path / "result.json").write_text(json.dumps(result | edit))
+        write_json(as_json(compared(tmp_path), ()), tmp_path / "c.json")
+        state(run := find_runs([path])[0][0])
+        run_page(run)

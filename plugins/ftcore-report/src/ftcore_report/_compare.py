@@ -13,7 +13,7 @@ from ftcore.errors import UserError
 from ftcore_report import _stats
 from ftcore_report._arms import Arm, Part, choose_baseline, split
 from ftcore_report._rows import is_degenerate
-from ftcore_report._runs import Run
+from ftcore_report._runs import Run, is_number
 
 if TYPE_CHECKING:
     from ftcore_report._stats import Difference
@@ -109,6 +109,7 @@ def _compare_part(part: Part, baseline: Arm | None) -> Comparison:
     lines = {arm.label: _line(part, arm) for arm in part.arms}
     for arm in part.arms:
         _note_missing(part, arm)
+    _note_versions(part)
     if part.metric.startswith("eval/"):
         part.notes.append("validation figures, which also chose the weights: no test data was scored")
     if baseline is not None:
@@ -145,13 +146,13 @@ def _line(part: Part, arm: Arm) -> Line:
 
 
 def _mean(values: Sequence[object]) -> float | None:
-    numbers = [float(v) for v in values if isinstance(v, int | float)]
+    numbers = [float(v) for v in values if is_number(v)]
     return float(np.mean(numbers)) if numbers and len(numbers) == len(values) else None
 
 
 def _rate(run: Run) -> float | None:
     tokens, seconds = run.result.get("tokens"), run.result.get("seconds")
-    if not isinstance(tokens, int) or not isinstance(seconds, int | float) or seconds <= 0:
+    if not isinstance(tokens, int) or not is_number(seconds) or seconds <= 0:
         return None
     return tokens / seconds
 
@@ -167,6 +168,17 @@ def _note_missing(part: Part, arm: Arm) -> None:
         if runs:
             named = ", ".join(_why(run) for run in runs)
             part.notes.append(f"left out of {arm.label}: {len(runs)} {what}: {named}")
+
+
+def _note_versions(part: Part) -> None:
+    """Name what is not the same code in all runs: it may be what their figures differ by."""
+    made: dict[str, set[str]] = {}
+    for run in (run for arm in part.arms for run in arm.runs.values()):
+        for name, version in run.made_by.items():
+            made.setdefault(name, set()).add(version)
+    for name, versions in made.items():
+        if len(versions) > 1:
+            part.notes.append(f"these runs are of several versions of {name}: {', '.join(sorted(versions))}")
 
 
 def _why(run: Run) -> str:

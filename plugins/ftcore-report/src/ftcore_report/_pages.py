@@ -11,7 +11,7 @@ import numpy as np
 from ftcore_report import _svg
 from ftcore_report._compare import ALPHA, Comparison, Line
 from ftcore_report._html import chart, page, paragraphs, section, table
-from ftcore_report._runs import read_records
+from ftcore_report._runs import is_number, read_records
 from ftcore_report._table import (
     ARM_COLUMNS,
     DIFFERENCE_COLUMNS,
@@ -102,11 +102,7 @@ def _learning(one: Comparison, lines: Sequence[Line]) -> str:
 def learning_band(line: Line, name: str) -> _svg.Band | None:
     """Mean, lowest and highest value of `name` at each step that every run of the arm has."""
     histories = [
-        {
-            int(r["step"]): float(r[name])
-            for r in read_records(run.path)
-            if isinstance(r.get(name), int | float)
-        }
+        {int(r["step"]): float(r[name]) for r in read_records(run.path) if is_number(r.get(name))}
         for run in line.runs
     ]
     histories = [h for h in histories if h]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ftcore_report import _svg
 from ftcore_report._html import chart, facts, page, section, table
-from ftcore_report._runs import Run, read_records, read_table
+from ftcore_report._runs import Run, is_number, read_records, read_table
 from ftcore_report._table import number
 
 __all__ = ["run_page"]
@@ -36,11 +36,11 @@ def run_page(run: Run) -> str:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     model, result = run.about.get("model", {}), run.result
-    metric = result.get("metric") if isinstance(result.get("metric"), dict) else {}
+    metric = result.get("metric") or {}
     pairs = [
         ("directory", run.path),
         ("state", f"{run.state}{': ' + str(result['error']) if result.get('error') else ''}"),
-        ("chosen by", f"{metric['name']} = {metric['value']}" if metric and metric.get("name") else None),
+        ("chosen by", f"{metric['name']} = {metric.get('value')}" if metric.get("name") else None),
         ("model", model.get("path") if isinstance(model, dict) else None),
         ("parameters", f"{model['parameters']:,}" if _is_count(model, "parameters") else None),
         ("seed", run.seed),
@@ -100,8 +100,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
 def _curve(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     bands = []
     for name in names:
-        found = [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)]
-        found = [(x, y) for x, y in found if np.isfinite(y)]
+        found = [(r["step"], r[name]) for r in records if is_number(r.get(name))]
         if found:
             x, y = zip(*found, strict=True)
             bands.append(_svg.Band(name, x, y, y, y))
@@ -149,14 +148,14 @@ def _audit(run: Run) -> str:
 def _plugins(run: Run) -> str:
     """Each plugin, its options, and what its hooks cost where that was measured."""
     found = [p for p in run.about.get("plugins", []) if isinstance(p, dict)]
-    costs = run.result.get("plugin_cost")
-    costs = costs if isinstance(costs, dict) else {}
+    known = {name: cost.get("ms_per_step") for name, cost in run.result.get("plugin_cost", {}).items()}
+    costs = {name: ms for name, ms in known.items() if is_number(ms)}
     rows = [
         [
             str(p.get("name")),
             str(p.get("version")),
             _plain(p.get("options")),
-            number(costs.get(str(p.get("name")), {}).get("ms_per_step"), 2),
+            number(costs.get(str(p.get("name"))), 2),
         ]
         for p in found
     ]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import yaml
@@ -27,11 +27,12 @@ from ftcore_report._rows import row_scores
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Problem", "Run", "find_runs", "read_records", "read_table"]
+__all__ = ["Problem", "Run", "find_runs", "is_number", "read_records", "read_table"]
 
 MARKS = ("config.yaml", "run.json", "result.json", "metrics.jsonl")
 BELOW = {"model", "checkpoints", "predictions", "wandb"}  # of a run: nothing to look for in there
 NOT_THE_RECIPE = {"seed", "name", "force", "offline", *(f"train.{key}" for key in UNESSENTIAL)}
+HUGE = 1e150
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -68,9 +69,9 @@ class Run:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Finite metrics by name."""
+        """Metrics by name: those that are finite, and whose variance is (perplexities may be anything)."""
         found = self.result.get("metrics", {})
-        return {k: float(v) for k, v in found.items() if _is_number(v) and math.isfinite(v)}
+        return {k: float(v) for k, v in found.items() if is_number(v) and abs(v) < HUGE}
 
     @property
     def data(self) -> str:
@@ -85,6 +86,13 @@ class Run:
             return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
         return str(about.get("source") or about.get("fingerprint") or "")
 
+    @property
+    def made_by(self) -> Mapping[str, str]:
+        """The version of ftcore, and of each plugin with the start of its source's hash, where known."""
+        plugins = [p for p in self.about.get("plugins", []) if isinstance(p, dict)]
+        found = {str(p.get("name")): f"{p.get('version')} ({str(p.get('source'))[:8]})" for p in plugins}
+        return {"ftcore": str(self.about["ftcore"]), **found} if "ftcore" in self.about else found
+
     @cached_property
     def test(self) -> pa.Table | None:
         """Predictions of the test data: `row`, `label`, `prediction`, `scores` where there are classes."""
@@ -93,7 +101,7 @@ class Run:
     @cached_property
     def memory_mb(self) -> float | None:
         """Peak memory by its training records; None where they don't say."""
-        found = [r["memory_mb"] for r in read_records(self.path) if _is_number(r.get("memory_mb"))]
+        found = [r["memory_mb"] for r in read_records(self.path) if is_number(r.get("memory_mb"))]
         return max(found, default=None)
 
     def row_scores(self, metric: str) -> NDArray[np.float64] | None:
@@ -113,7 +121,10 @@ def find_runs(directories: Sequence[Path]) -> tuple[list[Run], list[Problem]]:
         if not directory.is_dir():
             raise UserError(f"no directory {directory}")
     runs, problems = [], []
-    for path in dict.fromkeys(p for d in directories for p in _candidates(d)):
+    paths: dict[Path, Path] = {}  # one that is named twice, perhaps by a link (`runs/latest`), is one
+    for path in (p for d in directories for p in _candidates(d)):
+        paths.setdefault(path.resolve(), path)
+    for path in paths.values():
         try:
             runs.append(_read(path))
         except (OSError, ValueError) as error:
@@ -133,8 +144,7 @@ def _read(path: Path) -> Run:
     """One run; `ValueError` says what is wrong with it."""
     plain = _config(path / "config.yaml")
     result = _json(path / "result.json")
-    metrics = result.get("metrics", {})
-    if result and not (isinstance(metrics, dict) and isinstance(result.get("status"), str)):
+    if result and not _is_result(result):
         raise ValueError("result.json is no result of ftcore")
     about = _json(path / "run.json")
     if not isinstance(about.get("data", {}), dict) or not isinstance(about.get("plugins", []), list):
@@ -157,6 +167,19 @@ def _read(path: Path) -> Run:
     )
 
 
+def _is_result(found: Mapping[str, Any]) -> bool:
+    """Whether what is shown of a result has the kinds that core writes; what is not there may lack."""
+    metric, costs = found.get("metric"), found.get("plugin_cost", {})
+    named = metric is None or (isinstance(metric, dict) and isinstance(metric.get("name"), str | None))
+    return (
+        isinstance(found.get("status"), str)
+        and isinstance(found.get("metrics", {}), dict)
+        and named
+        and isinstance(costs, dict)
+        and all(isinstance(cost, dict) for cost in costs.values())
+    )
+
+
 def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError("config.yaml is missing")
@@ -166,6 +189,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise ValueError(f"config.yaml can't be read: {str(error).splitlines()[0]}") from None
     groups = ("model", "data", "task", "optim", "train")
     good = isinstance(plain, dict) and all(isinstance(plain.get(g), dict) for g in groups)
+    good = good and isinstance(plain.get("plugin"), dict | None)
     if not good or not isinstance(plain.get("seed"), int):
         raise ValueError("config.yaml is not ftcore's, or is half written")
     found: dict[str, Any] = plain
@@ -214,7 +238,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and _is_number(record.get("step")):
+        if isinstance(record, dict) and is_number(record.get("step")):
             found.append(record)
     return found
 
@@ -233,5 +257,6 @@ def read_table(path: Path) -> pa.Table | None:
         return None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether this is a finite number; JSON that Python wrote may hold others."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

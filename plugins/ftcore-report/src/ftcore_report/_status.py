@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ftcore_report._runs import Run, read_records
+from ftcore_report._runs import Run, is_number, read_records
 
 __all__ = ["State", "show", "state"]
 
@@ -42,9 +42,9 @@ def state(run: Run) -> State:
     step = int(records[-1]["step"]) if records else None
     total = _total(run, records)
     if run.state in ("finished", "pruned"):
-        metric = run.result.get("metric")
-        value = metric.get("value") if isinstance(metric, dict) else None
-        shown = f"{metric['name']} {value:.4f}" if isinstance(metric, dict) and _number(value) else ""
+        metric = run.result.get("metric") or {}
+        value = metric.get("value")
+        shown = f"{metric.get('name')} {value:.4f}" if is_number(value) else ""
         steps = run.result.get("steps", step)
         reason = run.result.get("reason") if run.state == "pruned" else None
         note = ": ".join(filter(None, (shown, str(reason or ""))))
@@ -56,17 +56,13 @@ def state(run: Run) -> State:
     return State(run=run, step=step, total=total, seconds_left=left, note=_why(run))
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _total(run: Run, records: Sequence[dict[str, Any]]) -> int | None:
     """Steps of the whole run: as set, or by the share of its epochs that its last record gives."""
     if isinstance(steps := run.config.get("train.steps"), int):
         return steps
     epochs = run.config.get("train.epochs")
     for record in reversed(records):
-        if _number(record.get("epoch")) and record["epoch"] > 0 and isinstance(epochs, int | float):
+        if is_number(record.get("epoch")) and record["epoch"] > 0 and isinstance(epochs, int | float):
             return round(float(record["step"]) * epochs / float(record["epoch"]))
     return None
 
