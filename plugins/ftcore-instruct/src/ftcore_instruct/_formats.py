@@ -15,8 +15,19 @@ from ftcore import UserError
 from ftcore.columns import guess
 from ftcore.config import Columns
 
-__all__ = ["FORMATS", "RATIONALES", "ROLES", "STAND_IN", "BadRow", "Chat", "Task"]
-__all__ += ["asked", "detect", "kin", "read"]
+__all__ = [
+    "FORMATS",
+    "RATIONALES",
+    "ROLES",
+    "STAND_IN",
+    "BadRow",
+    "Chat",
+    "Task",
+    "asked",
+    "detect",
+    "kin",
+    "read",
+]
 
 FORMATS = ("messages", "sharegpt", "task", "alpaca", "prompt")
 ROLES = ("system", "developer", "user", "assistant", "tool")
