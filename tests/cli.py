@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -38,28 +39,40 @@ def environment(tmp: Path, **extra: str) -> dict[str, str]:
 
 
 SERVER = """
-import json, os, signal, sys
-import hydra.main, torch, transformers
+import atexit, json, os, signal, sys, threading
+import hydra.main, pandas, torch, transformers
 from transformers import BertForSequenceClassification, LlamaForCausalLM, T5ForConditionalGeneration
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 import ftcore.loop, ftcore.saved
 from ftcore.cli import main
 
-def command(arguments, cwd, env, out):
-    for stream in (1, 2):
-        os.dup2(os.open(f"{out}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+get_checkpoint_conversion_mapping("bert")  # builds a table of all models, which saving one needs
+
+def command(arguments, cwd, env, out, streams):
+    os.setsid()
+    for stream, name in zip((1, 2), streams):
+        os.dup2(os.open(f"{out}.{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
+    os.dup2(os.open(f"{out}.in", os.O_RDONLY), 0)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = ["ftcore", *arguments]
+    tell(out, "pid", os.getpid())
     try:
         code = main()
     except SystemExit as ended:
         code = ended.code
+    threading._shutdown()  # as Python ends, but for taking everything apart
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code or 0)
+
+def tell(out, name, number):
+    with open(f"{out}.{name}.tmp", "w") as file:
+        file.write(str(number))
+    os.rename(f"{out}.{name}.tmp", f"{out}.{name}")
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers
 for line in sys.stdin:
@@ -69,10 +82,7 @@ for line in sys.stdin:
         os.setsid()
         if (child := os.fork()) == 0:
             command(**job)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        with open(job["out"] + ".tmp", "w") as file:
-            file.write(str(code))
-        os.rename(job["out"] + ".tmp", job["out"] + ".code")
+        tell(job["out"], "code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         os._exit(0)
 """
 
@@ -80,8 +90,8 @@ for line in sys.stdin:
 class Server:
     """A process that has imported what every run imports; a command is a process forked off it.
 
-    A start of its own takes seconds. `start` and `run(python=...)` are such, and the tests of what is
-    imported when.
+    A start of its own takes seconds. `run(python=...)` is one, and so are the tests of what a terminal shows,
+    of what is imported when, and the ranks that a run starts.
     """
 
     def __init__(self) -> None:
@@ -94,23 +104,60 @@ class Server:
         self.count = itertools.count()
         self.lock = threading.Lock()
 
-    def run(
-        self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float
-    ) -> subprocess.CompletedProcess[str]:
+    def start(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        said: str = "",
+        streams: tuple[str, str] = ("1", "2"),
+    ) -> "Process":
         out = self.folder / str(next(self.count))
+        out.with_name(f"{out.name}.in").write_text(said)
         job = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env), "out": str(out)}
         assert self.process.stdin is not None
         with self.lock:
-            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.write(json.dumps({**job, "streams": streams}) + "\n")
             self.process.stdin.flush()
-        deadline = time.monotonic() + timeout
-        code = out.with_name(f"{out.name}.code")
-        while not code.exists():
-            assert self.process.poll() is None, "the tests' server has ended"
-            assert time.monotonic() < deadline, f"{arguments} takes more than {timeout} s"
-            time.sleep(0.01)
-        said = [out.with_name(f"{out.name}.{stream}").read_text() for stream in (1, 2)]
-        return subprocess.CompletedProcess(list(arguments), int(code.read_text()), *said)
+        return Process(self, out)
+
+
+class Process:
+    """A command that the server has started; as far as the tests need it, what `subprocess.Popen` is."""
+
+    def __init__(self, server: Server, out: Path) -> None:
+        self.server, self.out = server, out
+        self.returncode: int | None = None
+        self.pid = self._number("pid", 60)
+
+    def _number(self, name: str, timeout: float) -> int:
+        path, deadline = self.out.with_name(f"{self.out.name}.{name}"), time.monotonic() + timeout
+        while not path.exists():
+            assert self.server.process.poll() is None, "the tests' server has ended"
+            assert time.monotonic() < deadline, f"no {name} within {timeout} s; printed: {self.printed('1')}"
+            time.sleep(0.005)
+        return int(path.read_text())
+
+    def poll(self) -> int | None:
+        if self.out.with_name(f"{self.out.name}.code").exists():
+            self.returncode = self._number("code", 0)
+        return self.returncode
+
+    def printed(self, stream: str) -> str:
+        """What it has printed so far, on stream 1 or 2."""
+        path = self.out.with_name(f"{self.out.name}.{stream}")
+        return path.read_text() if path.exists() else ""
+
+    def communicate(self, timeout: float = 240) -> tuple[str, str]:
+        """Wait for its end; what it printed."""
+        self.returncode = self._number("code", timeout)
+        return self.printed("1"), self.printed("2")
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 LOCK = threading.Lock()
@@ -129,11 +176,21 @@ def run(
     env: Mapping[str, str] | None = None,
     *,
     python: str | None = None,
+    ranks: int = 1,
+    said: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """`ftcore ARGUMENTS` in `cwd`, to its end; by another `python`, in a process of that."""
+    """`ftcore ARGUMENTS` in `cwd`, to its end; by another `python`, in a process of that.
+
+    With `ranks`, so many at once as torchrun would start them, who have imported all already; the result is
+    the first one's, or that of one that failed. `said` is the standard input.
+    """
     whole = environment(cwd) | dict(env or {})
     if python is None:
-        return server().run(arguments, cwd, whole, timeout=240)
+        with rendezvous(ranks) as places:
+            processes = [server().start(arguments, cwd, whole | place, said) for place in places]
+            ended = [(*process.communicate(), process.returncode or 0) for process in processes]
+        stdout, stderr, code = next((one for one in ended if one[2]), ended[0])
+        return subprocess.CompletedProcess(list(arguments), code, stdout, stderr)
     return subprocess.run(
         [python, "-m", "ftcore", *arguments],
         cwd=cwd,
@@ -142,6 +199,24 @@ def run(
         text=True,
         timeout=240,
     )
+
+
+@contextmanager
+def rendezvous(ranks: int) -> Iterator[list[dict[str, str]]]:
+    """The environment of each of `ranks` processes, none for one; they meet in a store of this process.
+
+    A port that was only probed for could be taken meanwhile.
+    """
+    if ranks == 1:
+        yield [{}]
+        return
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    common |= {"GLOO_SOCKET_IFNAME": "lo"}
+    yield [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def runs(many: Sequence[Sequence[str]], cwd: Path) -> list[subprocess.CompletedProcess[str]]:
@@ -160,20 +235,12 @@ def run_each(
     return [run(arguments, cwd, env) for arguments in many]
 
 
-def start(arguments: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> Process:
     """`ftcore ARGUMENTS` in the background, leading a process group of its own; output in one stream."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "ftcore", *arguments],
-        cwd=cwd,
-        env=environment(cwd) | dict(env or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return server().start(arguments, cwd, environment(cwd) | dict(env or {}), streams=("1", "1"))
 
 
-def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int, timeout: float = 120) -> None:
+def wait_for_step(process: Process, run_dir: Path, step: int, timeout: float = 120) -> None:
     """Wait until the run has saved a checkpoint of `step` or later."""
     deadline = time.monotonic() + timeout
     while not any(int(d.name[5:]) >= step for d in (run_dir / "checkpoints").glob("step-*")):
@@ -204,7 +271,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
+def kill_all(process: Process) -> None:
     """SIGKILL to the run and its ranks, as a machine that goes down."""
     ranks = children(process.pid)
     for pid in (process.pid, *ranks):

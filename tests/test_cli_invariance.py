@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from .cli import evaluations, make_data, result, runs, steps
+from .cli import evaluations, make_data, result, run, steps
 
 ROWS = 41  # in steps of 16: the last step of the epoch has 9
 NAMES = "hydra.sweep.subdir=micro-${train.micro_batch_size}-dropout-${model.dropout}"
@@ -19,7 +19,11 @@ def split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     common += ["train.batch_size=16", "train.steps=3", "train.log_every=1", "optim.lr=1e-2", "seed=1", NAMES]
     one = ["train.micro_batch_size=16,4,1", "model.dropout=0,0.2", "hydra.sweep.dir=one"]
     two = ["train.micro_batch_size=4", f"model.dropout={dropout}", "hydra.sweep.dir=two"]
-    runs([["-m", *common, *one], ["-m", *common, *two, "trainer=ddp", "trainer.devices=2"]], tmp)
+    for ended in (
+        run(["-m", *common, *one], tmp),
+        run(["-m", *common, *two, "trainer=ddp", "trainer.device=cpu"], tmp, ranks=2),
+    ):
+        assert ended.returncode == 0, ended.stderr
     return tmp
 
 

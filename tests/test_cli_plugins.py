@@ -104,8 +104,8 @@ def sweep(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path
     line = ["-m", *make_data(tmp, "classify"), *COMMON, "model.dropout=0", arms]
     ended = run([*line, "hydra.sweep.dir=arms", "hydra.sweep.subdir=${hydra.job.num}"], tmp, env)
     assert ended.returncode == 0, ended.stderr
-    two = [*line[1:-1], "trainer=ddp", "trainer.devices=2", "train.micro_batch_size=4", "+plugin=penalty"]
-    ended = run([*two, "hydra.run.dir=arms/ddp"], tmp, env)
+    two = [*line[1:-1], "trainer=ddp", "trainer.device=cpu", "train.micro_batch_size=4", "+plugin=penalty"]
+    ended = run([*two, "hydra.run.dir=arms/ddp"], tmp, env, ranks=2)
     assert ended.returncode == 0, ended.stderr
     return tmp / "arms"
 

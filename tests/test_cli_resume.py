@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from .cli import (
+    Process,
     children,
     evaluations,
     is_alive,
@@ -56,14 +57,14 @@ class Story:
         self.begin = command(tmp, name, *more)
         self.seen: dict[str, Any] = {}
 
-    def until(self, step: int) -> subprocess.Popen[str]:
+    def until(self, step: int) -> Process:
         """Start or resume it, and return when it has saved a checkpoint of `step` or later."""
         again = ["resume", str(self.run_dir)]
         process = start(again if self.run_dir.exists() else self.begin, self.run_dir.parent)
         wait_for_step(process, self.run_dir, step)
         return process
 
-    def further(self) -> subprocess.Popen[str]:
+    def further(self) -> Process:
         """Resume it, and return when it has saved two more checkpoints."""
         return self.until(self.newest() + 4)
 
@@ -76,7 +77,7 @@ class Story:
         return run(["resume", str(self.run_dir)], self.run_dir.parent)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ended(process: Process) -> tuple[int, str]:
     """Exit code and output, once it has ended."""
     output = process.communicate(timeout=60)[0]
     return process.returncode, output

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -55,6 +56,16 @@ def test_a_crash_inside_a_job_is_one_failed_job(tmp_path: Path) -> None:
     assert "Traceback" in ended.stderr
     (failed,) = (tmp_path / "sweep").glob("*/failed.json")
     assert json.loads(failed.read_text()) == {"error": "it broke"}
+
+
+def test_a_failed_job_is_the_last_one_of_ranks_that_stay(tmp_path: Path) -> None:
+    """Of torchrun's, who do all jobs in turn: one may have failed where another waits for it."""
+    line = command(tmp_path, "trainer=ddp", "trainer.device=cpu", "optim.lr=1e-3,-1,1e-2", "train.steps=2")
+    ended = run(line, tmp_path, ranks=2)
+    assert ended.returncode == 1
+    assert re.search(r"^ftcore: failed: .*lr.*; ranks that torchrun or srun started", ended.stderr, re.M)
+    assert "Traceback" not in ended.stderr
+    assert len(results(tmp_path)) == 1
 
 
 def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:

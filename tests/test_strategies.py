@@ -9,7 +9,8 @@ import torch
 
 from ftcore import UserError
 from ftcore.config import Config, TrainConfig, TrainerConfig
-from ftcore.strategies import Single, local_ranks, rank_environment
+from ftcore.launch import rank_environment
+from ftcore.strategies import Single, local_ranks
 
 RANK = """
 import json, sys

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ftcore import config, data, sweep
-from ftcore.errors import Interrupted, UserError, nearest, note
+from ftcore.errors import Interrupted, SweepFailed, UserError, nearest, note
 from ftcore.hints import HINTS
+from ftcore.launch import rank_environment
 from ftcore.plugins import check_options, conf_dirs, file_plugins, installed, load
 from ftcore.shortforms import expand
 
@@ -98,7 +99,8 @@ def run_hydra(job: Callable[[config.Config, Path], float], arguments: Sequence[s
     """Run `job(config, run directory)` for this command line: once, or once a job under `-m`.
 
     Raises:
-        SweepFailed: some jobs of a multirun failed; the others were run all the same.
+        SweepFailed: some jobs of a multirun failed; the others were run all the same, but by ranks that
+            torchrun or srun started.
     """
     import hydra
 
@@ -141,9 +143,11 @@ class Task:
             except BaseException as error:
                 self.error = error  # past Hydra, which would print a line of its own
                 return math.nan
+        # One rank may have failed where another waits for it; a launcher's process has one job only.
+        others = rank_environment()[1] == 1 or not hydra_cfg.launcher._target_.endswith("BasicLauncher")
         try:
-            return sweep.job(run_dir, lambda: self.job(_convert(cfg), run_dir))
-        except Interrupted as error:
+            return sweep.job(run_dir, lambda: self.job(_convert(cfg), run_dir), others=others)
+        except (Interrupted, SweepFailed) as error:
             self.error = error
             raise KeyboardInterrupt from error  # which Hydra does not take for one job's failure
 

@@ -1,4 +1,6 @@
-"""Local ranks as plain child processes of this one. They never see Hydra or the command line.
+"""Local ranks as plain child processes of this one, and which rank this process is.
+
+The children never see Hydra or the command line.
 
 Signals are passed on; a rank that dies takes the others down, and its own error is shown.
 """
@@ -20,9 +22,22 @@ from pathlib import Path
 from ftcore.errors import Interrupted, TrainingError, UserError
 from ftcore.signals import caught
 
-__all__ = ["launch"]
+__all__ = ["launch", "rank_environment"]
 
 GRACE_SECONDS = 10.0
+
+
+def rank_environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun, srun, submitit or our own launch set them."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
+    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0"))
+    if int(env.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
+        rank = int(env["SUBMITIT_LOCAL_GLOBALID"])
+        return rank, int(env["SUBMITIT_LOCAL_NTASKS"]), int(env["SUBMITIT_LOCAL_LOCALID"])
+    return 0, 1, 0
 
 
 def launch(

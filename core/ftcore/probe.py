@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -242,8 +241,6 @@ def _rank(cfg: Config, run_dir: Path, stop: StopFlag) -> None:
     torch.set_num_threads(1)
     hide = (run_dir / "hide").read_text() == "1"
     folders = sorted(file.parent for file in run_dir.glob("*/config.yaml"))
-    if len(folders) > 1:  # one group for all: a second one can't be made at the same address
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     for folder in folders:
         _write(folder / f"seen-{os.environ['RANK']}", observe(read_config(folder), folder, hide=hide))
 

@@ -21,11 +21,11 @@ from omegaconf import OmegaConf
 from ftcore import checkpoint, config
 from ftcore.config import Config
 from ftcore.errors import Interrupted, TrainingError, UserError
-from ftcore.launch import launch
+from ftcore.launch import launch, rank_environment
 from ftcore.lease import lease, touched
 from ftcore.screen import Screen
 from ftcore.signals import StopFlag, stop_flag
-from ftcore.strategies import local_ranks, rank_environment, whole_shape
+from ftcore.strategies import local_ranks, whole_shape
 from ftcore.sweep import is_in_sweep
 
 if TYPE_CHECKING:

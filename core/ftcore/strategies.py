@@ -7,6 +7,7 @@ nothing of losses or plugins.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import zlib
@@ -21,11 +22,20 @@ from torch import Tensor
 from ftcore.config import Config
 from ftcore.contract import Shard
 from ftcore.errors import TrainingError, UserError
+from ftcore.launch import rank_environment
 
 if TYPE_CHECKING:
     from ftcore.checkpoint import Checkpoint
 
-__all__ = ["DDP", "Single", "Strategy", "base_model", "local_ranks", "rank_environment", "whole_shape"]
+__all__ = [
+    "DDP",
+    "Single",
+    "Strategy",
+    "base_model",
+    "leave_ranks",
+    "local_ranks",
+    "whole_shape",
+]
 
 BUCKET = 25 * 2**20 // 4  # elements per all-reduce: 25 MiB of fp32
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,19 +82,6 @@ def whole_shape(param: Tensor) -> tuple[int, ...]:
     return tuple(getattr(param, "ds_shape", param.shape))
 
 
-def rank_environment() -> tuple[int, int, int]:
-    """(rank, world size, local rank) as torchrun, srun, submitit or our own launch set them."""
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0"))
-    if int(env.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
-        rank = int(env["SUBMITIT_LOCAL_GLOBALID"])
-        return rank, int(env["SUBMITIT_LOCAL_NTASKS"]), int(env["SUBMITIT_LOCAL_LOCALID"])
-    return 0, 1, 0
-
-
 def set_rendezvous() -> None:
     """Name the first task's machine and a port of this job's own, where the launcher has not (srun)."""
     env = os.environ
@@ -95,6 +92,24 @@ def set_rendezvous() -> None:
     first = re.match(r"([^\[,]+)(?:\[(\d+))?", env.get("SLURM_STEP_NODELIST", ""))
     env["MASTER_ADDR"] = "".join(filter(None, first.groups())) if first else "127.0.0.1"
     env["MASTER_PORT"] = str(20000 + zlib.crc32(f"{job}.{env.get('SLURM_STEP_ID', '')}".encode()) % 40000)
+
+
+def join_ranks() -> None:
+    """Form the group of all ranks, for this job and the next ones of this process (a multirun).
+
+    A second group would wait for ever at the addresses of the first, which stay in the launcher's store.
+    """
+    set_rendezvous()
+    rank, world_size, _ = rank_environment()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=world_size)
+    atexit.register(leave_ranks)
+
+
+def leave_ranks() -> None:
+    """Give back the group of all ranks, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def local_ranks(strategy: str, devices: int | None, device: str | None = None) -> int:
@@ -296,13 +311,10 @@ class DDP(Single):
         self.rank, self.world_size, self.local_rank = rank_environment()
         self.device = _device(getattr(cfg.trainer, "device", None), self.local_rank)
         self.distributed = self.world_size > 1
-        self.owns_group = self.distributed and not dist.is_initialized()
         if self.distributed and self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.owns_group:
-            set_rendezvous()
-            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
+        if self.distributed and not dist.is_initialized():
+            join_ranks()
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         super().prepare(model, build_optimizer)
@@ -357,10 +369,6 @@ class DDP(Single):
         if self.distributed:
             dist.broadcast_object_list(values, 0)
         return values[0]
-
-    def close(self) -> None:
-        if self.owns_group and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _device(name: str | None, local_rank: int) -> torch.device:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ftcore.errors import Interrupted, InUse, SweepFailed, TrainingError, UserError
+from ftcore.launch import rank_environment
 
 __all__ = ["is_in_sweep", "job", "sweep"]
 
@@ -50,19 +51,29 @@ def sweep() -> Iterator[None]:
         shutil.rmtree(words, ignore_errors=True)
 
 
-def job(run_dir: Path, run: Callable[[], float]) -> float:
-    """Run one job; NaN where it fails, or runs elsewhere: that is noted, and said at once."""
+def job(run_dir: Path, run: Callable[[], float], *, others: bool = True) -> float:
+    """Run one job; NaN where it fails, or runs elsewhere: that is noted, and said at once.
+
+    Raises:
+        SweepFailed: it failed, and the process can't go on to `others`.
+    """
     try:
         value = run()
-    except InUse as error:
-        return _note(run_dir, "running elsewhere", str(error))
-    except (UserError, TrainingError) as error:
-        return _note(run_dir, "failed", str(error))
     except Interrupted:
         raise
     except Exception as error:
-        traceback.print_exc()
-        return _note(run_dir, "failed", f"{type(error).__name__}: {error}")
+        outcome, message = "failed", str(error)
+        if isinstance(error, InUse):
+            outcome = "running elsewhere"
+        elif not isinstance(error, UserError | TrainingError):
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}"
+        _note(run_dir, outcome, message)
+        if not others:
+            raise SweepFailed(
+                f"{message}; ranks that torchrun or srun started run no job after it"
+            ) from error
+        return math.nan
     finally:
         gc.collect()  # models are in cycles of few objects, which the collector would leave for many jobs
     _note(run_dir, "pruned" if _is_pruned(run_dir) else "finished", "")
@@ -74,14 +85,13 @@ def _is_pruned(run_dir: Path) -> bool:
     return result.is_file() and json.loads(result.read_text(encoding="utf-8"))["status"] == "pruned"
 
 
-def _note(run_dir: Path, outcome: str, message: str) -> float:
+def _note(run_dir: Path, outcome: str, message: str) -> None:
     if message:
         print(f"ftcore: {outcome}: {message}", file=sys.stderr)
     words = Path(os.environ[WORDS])
     words.mkdir(parents=True, exist_ok=True)
     word = {"run": str(run_dir), "outcome": outcome, "message": message}
     (words / f"{uuid.uuid4().hex}.json").write_text(json.dumps(word), encoding="utf-8")
-    return math.nan
 
 
 def _report(folder: Path) -> None:
@@ -92,6 +102,8 @@ def _report(folder: Path) -> None:
     words = list({w["run"]: w for w in sorted(read, key=lambda w: w["outcome"] == "failed")}.values())
     outcomes = ("finished", "pruned", "failed", "running elsewhere")
     counts = {o: sum(w["outcome"] == o for w in words) for o in outcomes}
+    if rank_environment()[0] > 0:
+        return
     print(f"\n{len(words)} jobs: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
     for word in sorted(words, key=lambda w: str(w["run"])):
         if word["message"]:

@@ -16,6 +16,7 @@ from ftcore.config import Config
 from ftcore.errors import Interrupted, TrainingError, UserError
 from ftcore.run import read_config, train_here
 from ftcore.signals import StopFlag, stop_flag
+from ftcore.strategies import leave_ranks
 
 __all__ = ["main"]
 
@@ -32,6 +33,8 @@ def main(run_dir: Path, work: Callable[[Config, Path, StopFlag], Any] = train_he
             return _report("user", error, 2)
         except BaseException as error:
             return _report("failure", error, 1)
+        finally:
+            leave_ranks()
     return 0
 
 

@@ -1,28 +1,19 @@
 """By the command line: ranks, company, the experiments with two draws, and what a mistake looks like."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli import run
+
 from .conftest import ROWS
 
 
-def ftcore(tmp: Path, *arguments: str, code: int = 0) -> str:
+def ftcore(tmp: Path, *arguments: str, code: int = 0, ranks: int = 1) -> str:
     """`ftcore ARGUMENTS` to its end; what it printed."""
-    own = {"FTCORE_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "ftcore", *arguments],
-        cwd=tmp,
-        env=os.environ | own,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    ended = run(arguments, tmp, ranks=ranks)
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
 
@@ -51,12 +42,12 @@ def test_two_ranks_train_as_one_beside_mixout(tmp_path: Path, data: list[str]) -
     common += ["hydra.sweep.subdir=${plugin.contrastive.batch}", "model.dropout=0", "train.log_every=1"]
     common += ["train.steps=3", "optim.lr=1e-3"]
     one = ftcore(tmp_path, *common, "hydra.sweep.dir=one", "train.micro_batch_size=8")
-    ranks = ["trainer=ddp", "trainer.devices=2", "train.micro_batch_size=4"]
-    two = ftcore(tmp_path, *common, "hydra.sweep.dir=two", *ranks)
+    two = ["hydra.sweep.dir=two", "trainer=ddp", "trainer.device=cpu", "train.micro_batch_size=4"]
+    told = ftcore(tmp_path, *common, *two, ranks=2)
     for batch in ("micro", "global"):
         found = records(tmp_path / "one" / batch)
         assert len(found) == 9, one
-        assert records(tmp_path / "two" / batch) == pytest.approx(found, rel=1e-5, abs=0), two
+        assert records(tmp_path / "two" / batch) == pytest.approx(found, rel=1e-5, abs=0), told
     assert records(tmp_path / "one/micro") != pytest.approx(records(tmp_path / "one/global"), rel=1e-3)
 
 

@@ -60,11 +60,11 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     from ftcore.config import from_plain
     from ftcore.errors import Interrupted
     from ftcore.job import open_job
+    from ftcore.launch import rank_environment
     from ftcore.loop import train
     from ftcore.results import cut_metrics, export
     from ftcore.screen import Screen
     from ftcore.signals import StopFlag
-    from ftcore.strategies import rank_environment
 
     run_dir, first = folder / name, rank_environment()[0] == 0
     if first:

@@ -1,9 +1,6 @@
 """By the command line: one gradient however rows are laid out, and talking to the result."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-FORKS = """
-import json, os, sys
-from pathlib import Path
-import hydra.main, torch, transformers
-from transformers import LlamaForCausalLM, T5ForConditionalGeneration
-import ftcore.loop, ftcore.saved
-from ftcore.cli import main
-
-def run(place, arguments, environment):
-    if (child := os.fork()):
-        return child
-    os.dup2(os.open(place / "in", os.O_RDONLY), 0)
-    for stream in (1, 2):
-        os.dup2(os.open(place / "out", os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
-    os.environ |= environment
-    sys.argv = ["ftcore", *arguments]
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-for number, (arguments, ports) in enumerate(json.load(sys.stdin)):
-    ranks = [{"WORLD_SIZE": str(len(ports)), "RANK": str(r), "LOCAL_RANK": str(r), "MASTER_PORT": str(p)}
-             for r, p in enumerate(ports)]
-    children = [run(Path(str(number)), arguments, one) for one in ranks or [{}]]
-    print(*(os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children), flush=True)
-"""
-"""Each command line in a process forked off one that has imported torch; seconds less for each."""
+from tests.cli import run
 
 
 def ftcore(folder: Path, *commands: tuple[list[str], str, int]) -> list[str]:
     """`ftcore ARGUMENTS` one after the other, (arguments, standard input, ranks) each; what they printed."""
-    from torch.distributed import TCPStore
-
-    # The ranks meet in this process's stores: a port that was only probed for could be taken meanwhile.
-    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in commands]
-    told = []
-    for number, (arguments, said, ranks) in enumerate(commands):
-        (folder / str(number)).mkdir()
-        (folder / str(number) / "in").write_text(said)
-        told.append((arguments, [stores[number].port] * (ranks if ranks > 1 else 0)))
-    own = {"FTCORE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    own |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    own |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    ended = subprocess.run(
-        [sys.executable, "-c", FORKS],
-        cwd=folder,
-        env=os.environ | own,
-        input=json.dumps(told),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    printed = [(folder / str(i) / "out").read_text() for i in range(len(commands))]
-    codes = {int(c) for c in ended.stdout.split()}
-    assert (ended.returncode, codes <= {0, 2}) == (0, True), f"{ended.stdout}{ended.stderr}{printed}"
+    printed = []
+    for arguments, said, ranks in commands:
+        ended = run(arguments, folder, said=said, ranks=ranks)
+        assert ended.returncode in (0, 2), ended.stdout + ended.stderr
+        printed.append(ended.stdout + ended.stderr)
     return printed
 
 

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +11,8 @@ import torch
 
 from ftcore import State, UserError
 from ftcore_lora import LoRA, modules
+from tests import cli
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 CFG: Any = SimpleNamespace(model=SimpleNamespace(add_tokens=None, path="base"), seed=0)
 
 
@@ -158,14 +155,7 @@ def test_an_adapter_on_its_base_is_the_merged_model(bert: Any, tmp_path: Path) -
     arguments = ["+plugin=lora", "plugin.lora.save_adapter=true", "model=pretrained", f"model.path={base}"]
     arguments += ["data=files", "data.train=t.jsonl", "train.steps=3", "optim.lr=0.1", f"hydra.run.dir={run}"]
     arguments += ["trainer.strategy=single", "plugin.lora.include=[query,dense,word_embeddings]"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "ftcore", *arguments],
-        cwd=tmp_path,
-        env={**ENVIRONMENT, "FTCORE_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ended = cli.run(arguments, tmp_path)
     assert ended.returncode == 0, ended.stderr + ended.stdout
     import peft
     from transformers import AutoModelForSequenceClassification as Auto

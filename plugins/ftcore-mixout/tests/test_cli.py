@@ -1,28 +1,19 @@
 """By the command line: one rank and two, the experiment, and what a mistake looks like."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli import run
+
 from .conftest import ROWS
 
 
-def ftcore(tmp: Path, *arguments: str) -> str:
+def ftcore(tmp: Path, *arguments: str, ranks: int = 1) -> str:
     """`ftcore ARGUMENTS` to its end; what it printed."""
-    own = {"FTCORE_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "ftcore", *arguments],
-        cwd=tmp,
-        env=os.environ | own,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    ended = run(arguments, tmp, ranks=ranks)
     assert ended.returncode in (0, 2), ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
 
@@ -51,7 +42,7 @@ def test_two_ranks_train_as_one(tmp_path: Path, data: list[str]) -> None:
     common += ["plugin.mixout.decay=0.1", "train.micro_batch_size=4", "train.steps=3", "train.log_every=1"]
     common += ["model.dropout=0", "optim.lr=1e-2"]
     one = ftcore(tmp_path, *common, "hydra.sweep.dir=one")
-    two = ftcore(tmp_path, *common, "hydra.sweep.dir=two", "trainer=ddp", "trainer.devices=2")
+    two = ftcore(tmp_path, *common, "hydra.sweep.dir=two", "trainer=ddp", "trainer.device=cpu", ranks=2)
     for scope in ("step", "micro_batch"):
         found = records(tmp_path / "one" / scope)
         assert len(found) == 6, one
@@ -73,9 +64,9 @@ def test_the_plan_says_what_a_run_mixes(tmp_path: Path, data: list[str]) -> None
     """`ftcore plan`, without weights, and run.json, with them, list the same."""
     plan = json.loads(ftcore(tmp_path, "plan", "--json", *data, "+plugin=mixout"))
     ftcore(tmp_path, *data, "+plugin=mixout", "train.steps=1", "hydra.run.dir=run")
-    run = json.loads((tmp_path / "run/run.json").read_text())
-    assert plan["plugins"][0]["describes"] == run["plugins"][0]["describes"]
-    assert len(run["plugins"][0]["describes"]["mixed"]) > 5
+    about = json.loads((tmp_path / "run/run.json").read_text())
+    assert plan["plugins"][0]["describes"] == about["plugins"][0]["describes"]
+    assert len(about["plugins"][0]["describes"]["mixed"]) > 5
 
 
 def test_a_mistake_is_one_line(tmp_path: Path, data: list[str]) -> None:

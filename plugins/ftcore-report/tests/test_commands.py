@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import pytest
 from ftcore import UserError
 from ftcore.lease import lease
 from ftcore_report import commands
+from tests.cli import run
 
 ROWS = [{"text": f"row {i} " + "ab" * (i % 7), "label": "yes" if i % 3 else "no"} for i in range(32)]
 
@@ -127,9 +127,10 @@ def test_a_real_sweep_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     files = [f"data.{split}={path}" for split in ("train", "validation", "test")]
     jobs = ["-m", "optim.lr=1e-3,1e-2", "seed=0,1", "model=tiny_bert", "data=files", *files, "train.steps=3"]
-    ended = ftcore(tmp_path, *jobs, "hydra.sweep.dir=sweep")
+    ended = run([*jobs, "hydra.sweep.dir=sweep"], tmp_path)
     assert ended.returncode == 0, ended.stderr
-    compared = ftcore(tmp_path, "compare", "sweep", "--baseline", "optim.lr=0.001", "--json", "c.json")
+    line = ["compare", "sweep", "--baseline", "optim.lr=0.001", "--json", "c.json"]
+    compared = run(line, tmp_path)
     assert compared.returncode == 0, compared.stderr
     (one,) = json.loads((tmp_path / "c.json").read_text())["comparisons"]
     assert (one["metric"], one["baseline"]) == ("test/accuracy", "optim.lr=0.001")
@@ -141,9 +142,3 @@ def test_a_real_sweep_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert str(first / "report.html") in said
     assert "4 finished, 0 running, 0 failed" in said
-
-
-def ftcore(tmp: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    own = {"FTCORE_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "ftcore", *arguments]
-    return subprocess.run(command, cwd=tmp, env=os.environ | own, capture_output=True, text=True, timeout=240)

@@ -11,8 +11,9 @@ import torch
 
 from ftcore import State, UserError, hookimpl, plugin
 from ftcore.config import Config
+from ftcore.launch import rank_environment
 from ftcore.plugins import Meta, installed
-from ftcore.strategies import local_ranks, rank_environment
+from ftcore.strategies import local_ranks
 from ftcore_deepspeed import _memory
 from ftcore_deepspeed._config import derive
 

@@ -40,7 +40,6 @@ class ZeRO(DDP):
         if not dist.is_initialized():  # one rank: the engine wants a process group of one, too
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-            self.owns_group = True
         self.distributed = True
         self.deepspeed = _import_deepspeed(self.device)
         self.slices: Slices | None = None
@@ -198,7 +197,8 @@ class ZeRO(DDP):
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
             unset_hf_deepspeed_config()
-        super().close()
+        if self.world_size == 1 and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _import_deepspeed(device: torch.device) -> Any:

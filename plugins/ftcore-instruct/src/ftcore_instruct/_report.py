@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ftcore.launch import rank_environment
 from ftcore.results import write_json
 from ftcore.store import Rows
-from ftcore.strategies import rank_environment
 from ftcore_instruct._mixture import FORM, EpochOrder
 
 __all__ = ["mixture", "show"]
