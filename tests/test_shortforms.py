@@ -108,3 +108,6 @@ def test_splits_in_other_spellings_are_found_or_asked_about(folder: Path) -> Non
     (folder / "loose" / "test_2.csv").touch()
     with pytest.raises(UserError, match=r"is test_2.csv its test split\?"):
         expand(["data=loose"], CHOICES)
+    (folder / "parts" / "train.csv").touch()
+    with pytest.raises(UserError, match=r"is train.jsonl its train split, or train.csv\?"):
+        expand(["data=parts"], CHOICES)

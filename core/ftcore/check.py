@@ -64,7 +64,7 @@ def prove(cfg: Config, folder: Path) -> Iterator[Proof]:
         proofs.resume_proof,
         proofs.repeat_proof,
         proofs.split_proof,
-        functools.partial(proofs.rank_proof, trainers=[trainer] if trainer else []),
+        functools.partial(proofs.rank_proof, trainers=[trainer]),
     ]
     cfg = _on_few_rows(cfg)
     for number, kind in enumerate(kinds):

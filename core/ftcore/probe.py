@@ -218,14 +218,17 @@ def write_config(cfg: Config, folder: Path) -> None:
 
 
 def observe_ranks(
-    many: Sequence[Config], folder: Path, *, hide: bool, on_cpu: bool
+    many: Sequence[Config], folder: Path, *, hide: Sequence[bool], on_cpu: bool
 ) -> tuple[list[list[Seen]], str]:
-    """What each of two ranks sees of the step of each config, up to one that fails; and how it failed."""
+    """What each of two ranks sees of the step of each config, up to one that fails; and how it failed.
+
+    `hide` says for each whether its parameters are hidden from hooks that work on shards.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     write_config(many[0], folder)
-    for number, cfg in enumerate(many):
+    for number, (cfg, hidden) in enumerate(zip(many, hide, strict=True)):
         write_config(cfg, folder / str(number))
-    (folder / "hide").write_text(str(int(hide)))
+        (folder / str(number) / "hide").write_text(str(int(hidden)))
     failed = ""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the error is returned
@@ -239,9 +242,9 @@ def observe_ranks(
 
 def _rank(cfg: Config, run_dir: Path, stop: StopFlag) -> None:
     torch.set_num_threads(1)
-    hide = (run_dir / "hide").read_text() == "1"
     folders = sorted(file.parent for file in run_dir.glob("*/config.yaml"))
     for folder in folders:
+        hide = (folder / "hide").read_text() == "1"
         _write(folder / f"seen-{os.environ['RANK']}", observe(read_config(folder), folder, hide=hide))
 
 

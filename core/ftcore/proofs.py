@@ -179,43 +179,48 @@ def split_proof(cfg: Config, folder: Path) -> Proof:
     return next((p for p in proofs if not p.ok), max(proofs, key=lambda p: p.difference))
 
 
-def rank_proof(cfg: Config, folder: Path, trainers: Sequence[Mapping[str, Any]] = ()) -> Proof:
+def rank_proof(cfg: Config, folder: Path, trainers: Sequence[Mapping[str, Any] | None] = (None,)) -> Proof:
     """The same rows on two ranks, with unequal micro-batches and weights in shards, are one gradient.
 
     `trainers` are nodes of strategies, each tried on the same two processes: the first that does not hold
-    is returned, else the one that differs most. Without any it is ddp on the CPU, whose parameters are
-    hidden from hooks that work on shards, as ZeRO-3's are. All is on the CPU where there are no two GPUs.
+    is returned, else the one that differs most. None is ddp on the CPU, whose parameters are hidden from
+    hooks that work on shards, as ZeRO-3's are. All is on the CPU where there are no two GPUs.
 
     Raises:
         UserError: a strategy and a plugin are declared not to combine.
     """
-    device = None if trainers and torch.cuda.device_count() > 1 else "cpu"
-    many = [small(cfg, micro_batch_size=3) for _ in trainers or (None,)]
-    for made, trainer in zip(many, trainers, strict=False):
-        made.trainer = {**trainer, "devices": 2}
-    if not trainers:
-        many[0].trainer = TrainerConfig(strategy="ddp", device=device, devices=2)
-    for made in many:
-        build_hooks(made)
-    whole = observe(small(_plain(cfg, device)), folder)
+    on_cpu = torch.cuda.device_count() < 2
+    many = [_on_two_ranks(cfg, trainer) for trainer in trainers]
+    devices = ["cpu" if on_cpu or trainer is None else None for trainer in trainers]
+    whole = {device: observe(small(_plain(cfg, device)), folder) for device in dict.fromkeys(devices)}
+    hide = [trainer is None for trainer in trainers]
+    seen, error = observe_ranks(many, folder / "ranks", hide=hide, on_cpu=on_cpu)
+    proofs = [
+        _judge(_name(made), RANKS, whole[device], merge(parts), ranks=True)
+        for made, device, parts in zip(many, devices, seen, strict=False)
+    ]
+    if error:
+        why = f"{error}; a shard is flat and one rank's part of a parameter, from shard.offset"
+        name = _name(many[len(seen)])
+        proofs.append(Proof(name=name, compared=RANKS, difference=float("inf"), reason=why))
+    bad = next((n for n, proof in enumerate(proofs) if not proof.ok), None)
+    if bad is None:
+        return max(proofs, key=lambda proof: proof.difference)
+    if hide[bad] and not proofs[bad].reason.startswith("loss term"):
+        seen, error = observe_ranks([many[bad]], folder / "ranks", hide=[False], on_cpu=on_cpu)
+        if not error and _judge("", RANKS, whole["cpu"], merge(seen[0]), ranks=True).ok:
+            why = "a hook reads the model's parameters where it has shards: under ZeRO-3 they are empty there"
+            return replace(proofs[bad], reason=why)
+    return proofs[bad]
 
-    def prove(hide: bool) -> Proof:
-        seen, error = observe_ranks(many, folder / "ranks", hide=hide, on_cpu=device == "cpu")
-        proofs = [
-            _judge(_name(made), RANKS, whole, merge(parts), ranks=True)
-            for made, parts in zip(many, seen, strict=False)
-        ]
-        if error:
-            why = f"{error}; a shard is flat and one rank's part of a parameter, from shard.offset"
-            name = _name(many[len(seen)])
-            proofs.append(Proof(name=name, compared=RANKS, difference=float("inf"), reason=why))
-        return next((p for p in proofs if not p.ok), max(proofs, key=lambda p: p.difference))
 
-    proof = prove(hide=not trainers)
-    if proof.reason and not trainers and not proof.reason.startswith("loss term") and prove(hide=False).ok:
-        why = "a hook reads the model's parameters where it has shards: under ZeRO-3 they are empty there"
-        return replace(proof, reason=why)
-    return proof
+def _on_two_ranks(cfg: Config, trainer: Mapping[str, Any] | None) -> Config:
+    """A small run on two ranks; None is ddp on the CPU."""
+    made = small(cfg, micro_batch_size=3)
+    ddp = TrainerConfig(strategy="ddp", device="cpu", devices=2)
+    made.trainer = ddp if trainer is None else {**trainer, "devices": 2}
+    build_hooks(made)  # refuses what does not combine
+    return made
 
 
 def _name(cfg: Config) -> str:

@@ -101,9 +101,12 @@ def _parts(directory: Path) -> dict[str, str]:
             stem = path.name.removesuffix(path.suffix).lower().removesuffix("-00000-of-00001")
             if known and stem in names and split not in found:
                 found[split] = str(path)
-            elif known and path.is_file() and re.match(rf"({'|'.join(names)})[^a-z]", stem):
+            elif known and (
+                stem in names or (path.is_file() and re.match(rf"({'|'.join(names)})[^a-z]", stem))
+            ):
+                rival = f", or {Path(found[split]).name}" if split in found else ""
                 raise UserError(
-                    f"data={directory}: is {path.name} its {split} split? Say which are: data=files"
+                    f"data={directory}: is {path.name} its {split} split{rival}? Say which are: data=files"
                     " data.train=... data.validation=... data.test=... (each a file, or a directory of them)"
                 )
     return found if "train" in found else {}

@@ -203,32 +203,28 @@ class Conformance:
         _hold(proofs.split_proof(cfg, tmp_path))
 
     def test_one_gradient_on_two_ranks(self, cfg: Any, tmp_path: Path) -> None:
-        """It is the same on two ranks, which own half of each parameter each."""
+        """It is the same on two ranks, which own half of each parameter each.
+
+        By ddp, and by DeepSpeed's ZeRO, stages 1 to 3, where it is installed and not declared not to combine.
+        """
         from ftcore import proofs
 
         if self._is_strategy() and "devices" not in cfg.trainer:
             pytest.skip("a strategy for one process: it has no option `devices`")
-        _hold(proofs.rank_proof(cfg, tmp_path, [cfg.trainer] if self._is_strategy() else []))
+        trainers = [cfg.trainer] if self._is_strategy() else [None, *self._stages(cfg)]
+        _hold(proofs.rank_proof(cfg, tmp_path, trainers))
 
-    def test_one_gradient_under_zero(self, cfg: Any, tmp_path: Path) -> None:
-        """It is the same under DeepSpeed's ZeRO, stages 1 to 3, or they are declared not to combine."""
-        from ftcore import proofs
+    def _stages(self, cfg: Any) -> Iterator[dict[str, Any]]:
+        """The stages of ZeRO that the run may combine with, as `trainer` nodes."""
         from ftcore.compose import compose
         from ftcore.job import build_hooks
         from ftcore.plugins import installed
 
-        if "deepspeed" not in installed() or self._is_strategy():
-            pytest.skip(
-                "ftcore-deepspeed is not installed" if not self._is_strategy() else "a strategy itself"
-            )
-        trainers = []
-        for stage in (1, 2, 3):
+        for stage in (1, 2, 3) if "deepspeed" in installed() else ():
             node = dict(compose(["trainer=deepspeed"]).trainer) | {"stage": stage}
             with contextlib.suppress(UserError):
                 build_hooks(dataclasses.replace(cfg, trainer=node))
-                trainers.append(node)
-        if trainers:
-            _hold(proofs.rank_proof(cfg, tmp_path, trainers))
+                yield node
 
     def test_resume_is_as_never_stopped(self, cfg: Any, tmp_path: Path) -> None:
         """Stopped and resumed, the run ends as one that was not, bit for bit."""

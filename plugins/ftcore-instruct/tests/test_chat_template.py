@@ -1,5 +1,6 @@
 """The mask of chats: of six model families exactly the answers and their ends, as at inference."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,9 @@ def test_system_and_tool_turns(family: Callable[[str], Any]) -> None:
         '<tool_call>\n{"name": "time", "arguments": {"zone": "CET"}}\n</tool_call><|im_end|>',
         "Half past twelve.<|im_end|>",
     ]
+    ((asked,),) = encoder(tokenizer).rows([item(talk[:3])], evaluated=True)  # what it is evaluated by
+    call = '<tool_call>\n{"name": "time", "arguments": {"zone": "CET"}}\n</tool_call>'
+    assert (asked["target"], json.loads(asked["targets"])) == (call, [call])
 
 
 def test_generation_markers_are_used_with_the_end_token(family: Callable[[str], Any]) -> None:

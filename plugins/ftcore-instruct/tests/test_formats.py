@@ -57,6 +57,15 @@ def test_tasks_of_every_kind_are_one_task(row: dict[str, Any], expected: tuple[s
     assert (found.task, found.instruction, found.input, found.target) == expected
 
 
+def test_tool_calls_have_no_arguments_of_others() -> None:
+    """As Arrow gives a row beside others: each key of any is there, and null."""
+    call = {"function": {"name": "time", "arguments": {"zone": "CET", "city": None, "days": [1, None]}}}
+    schema = {"function": {"name": "time", "parameters": {"zone": {"type": "string"}, "city": None}}}
+    found = both({"messages": [ASK[0], {**ASK[1], "tool_calls": [call]}], "tools": [schema]})
+    assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"zone": "CET", "days": [1, None]}
+    assert found.tools[0]["function"]["parameters"] == {"zone": {"type": "string"}}
+
+
 def test_right_answers_choices_and_rationale() -> None:
     """The target comes first of the right answers, and is not doubled."""
     found = both(

@@ -270,7 +270,7 @@ def _chat(messages: Any, row: Mapping[str, Any]) -> Chat:
     clean = []
     for message in _turns(messages):
         # Arrow gives every message the keys of all; templates ask whether a key is there.
-        one = {k: v for k, v in message.items() if v is not None}
+        one = {k: _without_nulls(v) if k == "tool_calls" else v for k, v in message.items() if v is not None}
         role = one.get("role")
         if role not in ROLES:
             raise BadRow(f"unknown role '{role}'")
@@ -303,7 +303,14 @@ def _tools(value: Any) -> list[Any] | None:
             raise BadRow("tools that are broken JSON") from None
     if value and not isinstance(value, list):
         raise BadRow("tools that are no list")
-    return list(value) if isinstance(value, list) and value else None
+    return list(_without_nulls(value)) if isinstance(value, list) and value else None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the keys that are null: in Parquet each tool call has the arguments of all."""
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _joined(parts: Sequence[Any]) -> str:

@@ -186,7 +186,10 @@ class Encoder:
             weights[first:last] = chat.messages[turn].get("weight", 1)
         labels[:1] = IGNORED  # nothing precedes it
         row = {"input_ids": ids, "labels": labels, "truncated": len(whole) - len(ids)}
-        row["said"] = chat.messages[places[-1][0]]["content"]
+        turn, first, last = places[-1]
+        row["said"] = chat.messages[turn]["content"]
+        if chat.messages[turn].get("tool_calls"):  # as it is decoded from what the model generates
+            row["said"] = self.tokenizer.decode(whole[first:last], skip_special_tokens=True)
         return ({**row, "weights": weights} if self.train_on == "weights" else row), over
 
     def _turn_rows(self, item: Mapping[str, Any], chat: Chat, spans: Sequence[Span]) -> Any:
