@@ -96,13 +96,17 @@ class Server:
 
     def __init__(self) -> None:
         self.folder = Path(mkdtemp(prefix="ftcore-tests-"))
-        atexit.register(rmtree, self.folder, ignore_errors=True)
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, env=environment(self.folder), text=True
         )
-        atexit.register(self.process.kill)
+        atexit.register(self.close)
         self.count = itertools.count()
         self.lock = threading.Lock()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        rmtree(self.folder, ignore_errors=True)
 
     def start(
         self,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .cli import environment
+from . import cli
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tutorial.md"
 INSTALL = ["pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", "site"]
@@ -16,16 +16,20 @@ def run(line: str, folder: Path) -> str:
     """A command of the page; `# exit code N` is what it ends with, if not 0. Returns what it printed."""
     command, _, expected = line.partition("  # exit code ")
     program, *arguments = shlex.split(command)
-    if program == "pip":  # not into the environment of these tests
-        program, arguments = INSTALL[0], [*INSTALL[1:], arguments[-1]]
-    ended = subprocess.run(
-        [sys.executable, "-m", program, *arguments],
-        cwd=folder,
-        env=environment(folder, PYTHONPATH=str(folder / "site")),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    site = {"PYTHONPATH": str(folder / "site")}
+    if program == "ftcore":
+        ended = cli.run(arguments, folder, site)
+    else:
+        if program == "pip":  # not into the environment of these tests
+            program, arguments = INSTALL[0], [*INSTALL[1:], arguments[-1]]
+        ended = subprocess.run(
+            [sys.executable, "-m", program, *arguments],
+            cwd=folder,
+            env=cli.environment(folder, **site),
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
     assert ended.returncode == int(expected or 0), f"{line}\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
     return ended.stdout
 
