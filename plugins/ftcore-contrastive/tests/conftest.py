@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,6 @@ ROWS = [
     {"text": f"{LABELS[i % 3]} row {i} " + "ab" * (i % 7), "label": LABELS[i % 3 if i % 5 else 0]}
     for i in range(22)
 ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's caches, or asks the network; one thread, as the models are tiny."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    root = tmp_path_factory.mktemp("caches")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FTCORE_CACHE", str(root / "ftcore"))
-        patch.setenv("HF_HOME", str(root / "huggingface"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""What the tests share: caches of their own, tokenizers of model families, and the plugin's data hooks."""
+"""What the tests share: tokenizers of model families, and the plugin's data hooks."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,6 @@ FAMILIES = {
 }
 """Of each family: the start token, the end token, and its other control tokens."""
 ADDED = {"qwen": ["<tool_call>", "</tool_call>"], "qwen3": ["<think>", "</think>"]}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's caches, or asks the network; one thread, as the models are tiny."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    root = tmp_path_factory.mktemp("caches")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FTCORE_CACHE", str(root / "ftcore"))
-        patch.setenv("HF_HOME", str(root / "huggingface"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,13 @@
 """What the tests share: tiny jobs with mixout, opened as a run opens them, in this process."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROWS = [{"text": f"row {i} " + "ab" * (i % 7), "label": "yes" if i % 3 else "no"} for i in range(32)]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's caches, or asks the network; one thread, as the models are tiny."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    root = tmp_path_factory.mktemp("caches")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FTCORE_CACHE", str(root / "ftcore"))
-        patch.setenv("HF_HOME", str(root / "huggingface"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
 
 
 @pytest.fixture
