@@ -40,7 +40,7 @@ def environment(tmp: Path, **extra: str) -> dict[str, str]:
 
 SERVER = """
 import atexit, json, os, signal, sys, threading
-import hydra.main, pandas, torch, transformers
+import datasets, hydra.main, pandas, torch, transformers
 from transformers import BertForSequenceClassification, LlamaForCausalLM, T5ForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 import ftcore.loop, ftcore.saved

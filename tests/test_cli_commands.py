@@ -2,15 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
 
-from .cli import environment, make_data, make_plugin, make_rows, result, run_each, write_rows
+from .cli import make_data, make_plugin, make_rows, result, run_each, start, write_rows
 
 COMMON = ["train.batch_size=8", "optim.lr=5e-3"]
 AVERAGE = """
@@ -34,22 +32,6 @@ class Plugin:
         with open(os.environ["CALLS"], "a") as file:
             file.write(f"{os.getpid()} {split}\\n")
         return (yield)
-"""
-AT_ONCE = """
-import os, sys
-import datasets, hydra.main, torch, transformers
-from ftcore.cli import main
-
-children = []
-for _ in range(20):
-    child = os.fork()
-    if child == 0:
-        sys.argv = ["ftcore", *sys.argv[1:]]
-        code = main()
-        sys.stdout.flush()
-        os._exit(code)
-    children.append(child)
-print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 """
 
 
@@ -291,15 +273,9 @@ def test_twenty_prepare_at_once_make_nothing_twice(tmp_path: Path) -> None:
     make_plugin(tmp_path / "site", "counting", FORMATTER)
     more = {"PYTHONPATH": str(tmp_path / "site"), "CALLS": str(tmp_path / "calls")}
     line = ["prepare", *make_data(tmp_path, "classify"), "+plugin=counting", "offline=true"]
-    ended = subprocess.run(
-        [sys.executable, "-c", AT_ONCE, *line],
-        cwd=tmp_path,
-        env=environment(tmp_path, **more),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert ended.stdout.splitlines()[-1] == str([0] * 20), ended.stderr
+    processes = [start(line, tmp_path, more) for _ in range(20)]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 20, said
     calls = (tmp_path / "calls").read_text().splitlines()
     assert sorted(c.split()[1] for c in calls) == ["test", "train", "validation"]
     assert len({c.split()[0] for c in calls}) == 1
