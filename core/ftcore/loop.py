@@ -108,7 +108,7 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
     if not math.isfinite(float(loss if cfg.train.precision == "fp16" else loss + grad_norm)):
         raise TrainingError(_not_finite(job, terms, batches))
     if not strategy.step(lr):
-        step.log("skipped_fp16_overflow", 1.0)
+        progress.skipped += 1
     progress.examples += int(units["examples"])
     progress.tokens += int(units["tokens"])
     return {
@@ -182,7 +182,8 @@ def _on_weights(job: Job, step: Step, lr: float, terms: dict[str, Tensor | None]
     shards, total = strategy.shards(), None
     if penalizes:
         total = _regularize(job, shards, step, terms)
-    if on_gradients:
+    # A step that fp16's overflow is about to skip must leave the weights alone.
+    if on_gradients and (job.cfg.train.precision != "fp16" or math.isfinite(float(strategy.clip(None)))):
         hooks.on_gradients(shards, lr, step)
     strategy.sync_shards()
     return total
@@ -223,6 +224,8 @@ def _log(job: Job, record: dict[str, Any], clock: Clock) -> None:
         "memory_mb": _memory_mb(job.strategy.device),
         **{name: float(value) for name, value in record["logged"].items()},
     }
+    if job.progress.skipped:
+        line["skipped_fp16_overflow"] = job.progress.skipped
     if job.strategy.rank == 0:
         job.hooks.on_log(line)
         append_metrics(job.run_dir, line)

@@ -4,7 +4,7 @@
     run_case(...)   one case, in this process
 
 A case is a config (dotted keys), and what to do: `from` (the case whose checkpoint it goes on from),
-`stop_at` a step, `export`; or a whole `config`, as `compose` gives it. It leaves folder/NAME/, with losses
+`stop_at` a step, fp16's first loss `scale`, `export`; or a whole `config`, as `compose` gives it. It leaves folder/NAME/, with losses
 and gradient norms in metrics.jsonl.
 """
 
@@ -70,7 +70,7 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     if first:
         shutil.copytree(folder / case["from"], run_dir) if "from" in case else run_dir.mkdir()
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-    overrides = {k: v for k, v in case.items() if k not in ("from", "export", "stop_at", "config")}
+    overrides = {k: v for k, v in case.items() if k not in ("from", "export", "stop_at", "scale", "config")}
     made = nested(COMMON | {"data.train": str(folder / "train.jsonl")} | overrides)
     cfg = from_plain(case.get("config", made))
     stop = StopFlag()
@@ -78,6 +78,8 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     job = open_job(cfg, run_dir, lambda _: Screen(False), stop)
     if first:
         cut_metrics(run_dir, job.progress.step, job.progress.evaluated)
+    if "scale" in case:
+        job.strategy.scaler.load_state_dict(job.strategy.scaler.state_dict() | {"scale": case["scale"]})
     if "stop_at" in case:
         hook = job.hooks.on_step_end
 

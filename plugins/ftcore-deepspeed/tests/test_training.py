@@ -40,6 +40,7 @@ OFFLOAD = {
     3: {"offload_optimizer": True, "offload_params": True},
 }
 RESUMED = MIXOUT | {"model.dropout": 0.1}
+OVERFLOW = ELEMENT | {"train.precision": "fp16", "scale": 2.0**60, "export": True}
 
 
 def on_ranks(folder: Path) -> dict[str, dict[str, Any]]:
@@ -47,10 +48,11 @@ def on_ranks(folder: Path) -> dict[str, dict[str, Any]]:
     found = {f"{name}-{stage}": zero(stage) | VARIANTS[name] for name, stage in (*WHERE, *HALF)}
     for stage in STAGES:
         found[f"resumable-{stage}"] = zero(stage) | RESUMED | {"export": True}
-        found[f"half-{stage}"] = zero(stage) | RESUMED | {"stop_at": 2}
+        found[f"half-{stage}"] = zero(stage) | RESUMED | {"stop_at": 2, "export": True}
         found[f"again-{stage}"] = zero(stage) | RESUMED | {"from": f"half-{stage}", "export": True}
         found[f"onward-{stage}"] = zero((stage + 2) % 4) | RESUMED | {"from": f"half-{stage}"}
         found[f"from-single-{stage}"] = zero(stage) | RESUMED | {"from": "half"}
+    found |= {f"skipped-{s}": zero(s) | OVERFLOW | {"from": f"half-{s}"} for s in (0, 2, 3)}
     found |= {f"offload-{stage}": zero(stage, **options) for stage, options in OFFLOAD.items()}
     found |= {f"accumulation-{stage}": zero(stage) | WHOLE_STEP for stage in (2, 3)}
     found["ddp"] = {"trainer.strategy": "ddp", "trainer.device": "cpu"} | RESUMED | {"from": "half-3"}
@@ -80,6 +82,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory, run_ranks: Any) -> Path:
     return folder
 
 
+def records(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+
+
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(folder / name / "model" / "model.safetensors")
 
@@ -95,6 +101,15 @@ def test_losses_and_gradients_are_those_of_one_process(ran: Path, name: str, sta
 def test_half_precision_is_autocast_as_elsewhere(ran: Path, name: str, stage: int) -> None:
     """The same computation in half: what differs is rounding."""
     assert trajectory(ran, f"{name}-{stage}") == pytest.approx(trajectory(ran, name), rel=2e-2)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_step_that_overflows_in_fp16_changes_nothing(ran: Path, stage: int) -> None:
+    """Neither the optimiser nor mixout's decay moves a weight, and the steps are counted."""
+    before, after = weights(ran, f"half-{stage}"), weights(ran, f"skipped-{stage}")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.tensor(trajectory(ran, f"skipped-{stage}")[1::2]).isfinite().any()
+    assert records(ran, f"skipped-{stage}")[-1]["skipped_fp16_overflow"] == 2
 
 
 @pytest.mark.parametrize("stage", OFFLOAD)
@@ -154,10 +169,7 @@ def test_a_model_split_while_it_loads_is_the_same_model(ran: Path) -> None:
 @pytest.mark.parametrize("stage", [1, 3])
 def test_ranks_generate_in_step(ran: Path, stage: int) -> None:
     """An evaluation by generation, whose rows end after different numbers of tokens, ends and is the same."""
-    one, two = (
-        [json.loads(line) for line in (ran / name / "metrics.jsonl").read_text().splitlines()][-1]
-        for name in ("t5", f"t5-{stage}")
-    )
+    one, two = (records(ran, name)[-1] for name in ("t5", f"t5-{stage}"))
     assert two == pytest.approx(one, rel=1e-5)
     assert any(key.startswith("eval/") for key in one)
 

@@ -125,6 +125,7 @@ class ZeRO(DDP):
             return super().step(lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        self.slices.give_norm(self.norm)
         self.engine.step()  # which leaves the weights alone where the norm is not finite
         self.slices.forget_gradients()
         if self.scaler.is_enabled():
