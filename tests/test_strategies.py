@@ -1,13 +1,16 @@
 """Strategies: who owns what, sums over real ranks, clipping, precision."""
 
 import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ftcore import UserError
+from ftcore import UserError, strategies
 from ftcore.config import Config, TrainConfig, TrainerConfig
 from ftcore.strategies import Single, local_ranks, rank_environment
 
@@ -161,6 +164,34 @@ def test_ranks_are_read_from_the_launchers_environment(monkeypatch: pytest.Monke
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(name, value)
     assert rank_environment() == (3, 4, 3)
+    for rank in ("4", "x", "-1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(
+            UserError, match=f"has RANK={rank}, WORLD_SIZE=4, LOCAL_RANK=3, which name no rank"
+        ):
+            rank_environment()
+
+
+def test_a_rank_that_is_alone_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on when the others come; where the port is another's, that is said."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(strategies, "PATIENCE_SECONDS", 0.01)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(
+            UserError, match=r"rank 0 of 2 can't meet the others at 127\.0\.0\.1:\d+ .*in use"
+        ):
+            strategies._meet(0, 2)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(strategies._meet, 0, 2)
+        time.sleep(0.1)
+        strategies._meet(1, 2).set("key", "value")
+        assert first.result().get("key") == b"value"
+    assert "rank 0 of 2 waits for the others at 127.0.0.1:" in capsys.readouterr().err
 
 
 def test_device_that_is_not_there_is_an_error(tmp_path: Path) -> None:

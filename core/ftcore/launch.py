@@ -62,11 +62,13 @@ def _start(
     module: str, rank: int, ranks: int, run_dir: Path, reports: Path, more: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     env = {
-        **os.environ,
+        # A launcher's that started this very process: it hosts no store for ranks of ours.
+        **{k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC_")},
         **more,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": _port(reports),
         "FTCORE_REPORTS": str(reports),

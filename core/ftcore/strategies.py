@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ftcore.config import Config
 from ftcore.contract import Shard
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["DDP", "Single", "Strategy", "base_model", "local_ranks", "rank_environment", "whole_shape"]
 
 BUCKET = 25 * 2**20 // 4  # elements per all-reduce: 25 MiB of fp32
+PATIENCE_SECONDS = 20.0  # until a rank says that it waits for the others
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Lend = Callable[[Mapping[str, Tensor] | None], None]
@@ -76,13 +81,29 @@ def rank_environment() -> tuple[int, int, int]:
     """(rank, world size, local rank) as torchrun, srun, submitit or our own launch set them."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
-        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
+        return _ranks_of("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0"))
+        return _ranks_of("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if int(env.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
-        rank = int(env["SUBMITIT_LOCAL_GLOBALID"])
-        return rank, int(env["SUBMITIT_LOCAL_NTASKS"]), int(env["SUBMITIT_LOCAL_LOCALID"])
+        return _ranks_of("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID")
     return 0, 1, 0
+
+
+def _ranks_of(*names: str) -> tuple[int, int, int]:
+    """(rank, world size, local rank) by these variables.
+
+    Raises:
+        UserError: they are no ranks, as where they are left from something else.
+    """
+    said = [os.environ.get(name, "0") for name in names]
+    numbers = [int(text) if text.isdecimal() else -1 for text in said]
+    rank, world_size, local_rank = numbers
+    if min(numbers) < 0 or rank >= world_size:
+        found = ", ".join(f"{name}={text}" for name, text in zip(names, said, strict=True))
+        raise UserError(
+            f"the environment has {found}, which name no rank: unset them where no launcher set them"
+        )
+    return rank, world_size, local_rank
 
 
 def set_rendezvous() -> None:
@@ -301,8 +322,9 @@ class DDP(Single):
             torch.cuda.set_device(self.device)
         if self.owns_group:
             set_rendezvous()
+            store = _meet(self.rank, self.world_size)
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size)
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         super().prepare(model, build_optimizer)
@@ -361,6 +383,42 @@ class DDP(Single):
     def close(self) -> None:
         if self.owns_group and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meet(rank: int, world_size: int) -> Store:
+    """The store by which ranks find each other, when all are there.
+
+    They are waited for in a thread, so that Ctrl-C is heard: a rank that only the environment speaks of
+    never comes.
+
+    Raises:
+        UserError: no store at the address that the environment gives.
+    """
+    where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    found: list[Store | Exception] = []
+
+    def join() -> None:
+        try:
+            store, *_ = next(rendezvous("env://", rank, world_size))
+            found.append(PrefixStore("ftcore", store))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_SECONDS)
+    if thread.is_alive():
+        sys.stderr.write(
+            f"ftcore: rank {rank} of {world_size} waits for the others at {where}; where no launcher started"
+            " them, press Ctrl-C twice and unset RANK and WORLD_SIZE\n"
+        )
+    thread.join()
+    if isinstance(found[0], Exception):
+        said = str(found[0]).partition("\n")[0]
+        raise UserError(
+            f"rank {rank} of {world_size} can't meet the others at {where} (MASTER_ADDR:MASTER_PORT): {said}"
+        )
+    return found[0]
 
 
 def _device(name: str | None, local_rank: int) -> torch.device:

@@ -4,8 +4,8 @@
     run_case(...)   one case, in this process
 
 A case is a config (dotted keys), and what to do: `from` (the case whose checkpoint it goes on from),
-`stop_at` a step, fp16's first loss `scale`, `export`; or a whole `config`, as `compose` gives it. It leaves folder/NAME/, with losses
-and gradient norms in metrics.jsonl.
+`stop_at` a step, fp16's first loss `scale`, `export`; or a whole `config`, as `compose` gives it. It leaves
+folder/NAME/, with losses and gradient norms in metrics.jsonl.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,14 @@ def run_toy(folder: Path, name: str, case: Mapping[str, Any]) -> None:
     """Two layers, of which the second step uses one: gradients of each, by rank, and what a shard writes."""
     import torch
 
+    from ftcore import UserError
     from ftcore.config import Config
     from ftcore_deepspeed import DeepSpeed
     from ftcore_deepspeed._config import derive
     from ftcore_deepspeed._strategy import ZeRO
 
     cfg, options = Config(), DeepSpeed(stage=case["toy"])
-    strategy = ZeRO(cfg, options, derive(cfg, options, 2)[0])
+    strategy = ZeRO(cfg, options, *derive(cfg, options, 2))
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 5), "b": torch.nn.Linear(3, 5)})
     model.forward = lambda x, layers: sum(model[layer](x).sum() for layer in layers)
     strategy.prepare(model, lambda m: torch.optim.AdamW(m.parameters(), lr=0.1))
@@ -124,6 +126,12 @@ def run_toy(folder: Path, name: str, case: Mapping[str, Any]) -> None:
         shard.value.copy_(torch.arange(shard.value.numel()) + float(shard.offset))
     strategy.sync_shards()
     found["output"] = float(strategy.model(torch.ones(1, 3), "ab").detach())
+    if strategy.slices is not None:
+        strategy.slices.parts |= {"a.weight": replace(strategy.slices.parts["a.weight"], numel=0)}
+        try:
+            strategy._check_slices(strategy.slices)
+        except UserError as error:
+            found["refused"] = str(error)
     strategy.close()
     (folder / f"{name}-{strategy.rank}.json").write_text(json.dumps(found))
 

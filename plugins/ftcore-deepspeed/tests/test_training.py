@@ -193,3 +193,11 @@ def test_what_is_written_into_shards_is_the_model_on_all_ranks(ran: Path, stage:
         slices = [rank["covered"][name][:2] for rank in ranks]
         assert sorted(i for start, count in slices for i in range(start, start + count)) == list(range(size))
     assert ranks[0]["output"] == ranks[1]["output"] == 2 * (sum(range(15)) + sum(range(5)))
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_an_element_without_an_owner_is_refused(ran: Path, stage: int) -> None:
+    """As some settings of a DeepSpeed JSON would have it: each rank says so before it trains."""
+    for rank in range(2):
+        found = json.loads((ran / f"toy-{stage}-{rank}.json").read_text())
+        assert "ranks own 25 elements of 40" in found["refused"]
