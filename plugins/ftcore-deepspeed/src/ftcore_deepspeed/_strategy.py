@@ -48,6 +48,7 @@ class ZeRO(DDP):
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
             self.owns_group = True
         self.distributed = True
+        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))  # the engine asks; srun does not set it
         self.deepspeed = _import_deepspeed(self.device)
         self.slices: Slices | None = None
         if passed:
