@@ -4,8 +4,8 @@
     run_case(...)   one case, in this process
 
 A case is a config (dotted keys), and what to do: `from` (the case whose checkpoint it goes on from),
-`stop_at` a step, fp16's first loss `scale`, `export`; or a whole `config`, as `compose` gives it. It leaves
-folder/NAME/, with losses and gradient norms in metrics.jsonl.
+`stop_at` a step, fp16's first loss `scale`, a rank with a NaN loss (`nan_on`), `export`; or a whole
+`config`, as `compose` gives it. It leaves folder/NAME/, with losses and gradient norms in metrics.jsonl.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def write(folder: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
 def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     """Train one case to its end, or to `stop_at`; returns the job."""
     from ftcore.config import from_plain
-    from ftcore.errors import Interrupted
+    from ftcore.errors import Interrupted, TrainingError
     from ftcore.job import open_job
     from ftcore.loop import train
     from ftcore.results import cut_metrics, export
@@ -71,7 +71,9 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     if first:
         shutil.copytree(folder / case["from"], run_dir) if "from" in case else run_dir.mkdir()
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-    overrides = {k: v for k, v in case.items() if k not in ("from", "export", "stop_at", "scale", "config")}
+    overrides = {
+        k: v for k, v in case.items() if k not in ("from", "export", "stop_at", "scale", "nan_on", "config")
+    }
     made = nested(COMMON | {"data.train": str(folder / "train.jsonl")} | overrides)
     cfg = from_plain(case.get("config", made))
     stop = StopFlag()
@@ -89,8 +91,19 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
             stop.code = 75 if state.step + 1 >= case["stop_at"] else 0  # is seen in the step after
 
         job.hooks.on_step_end = on_step_end
-    with contextlib.suppress(Interrupted):
-        train(job)
+    if case.get("nan_on") == job.strategy.rank:
+        compute = job.hooks.compute_loss
+
+        def compute_loss(*arguments: Any) -> Any:
+            task = compute(*arguments)["task"]
+            return {"task": replace(task, sum=task.sum * float("nan"))}
+
+        job.hooks.compute_loss = compute_loss
+    try:
+        with contextlib.suppress(Interrupted):
+            train(job)
+    except TrainingError as error:
+        (run_dir / f"error-{job.strategy.rank}").write_text(str(error))
     if case.get("export"):
         export(job, {})
     return job

@@ -56,6 +56,7 @@ def on_ranks(folder: Path) -> dict[str, dict[str, Any]]:
     found |= {f"offload-{stage}": zero(stage, **options) for stage, options in OFFLOAD.items()}
     found |= {f"accumulation-{stage}": zero(stage) | WHOLE_STEP for stage in (2, 3)}
     found["ddp"] = {"trainer.strategy": "ddp", "trainer.device": "cpu"} | RESUMED | {"from": "half-3"}
+    found |= {f"nan-{stage}": zero(stage) | {"nan_on": 1} for stage in (0, 3)}
     found |= {f"toy-{stage}": {"toy": stage} for stage in STAGES}
     rows = str(folder / "train.jsonl")
     found |= {f"t5-{stage}": zero(stage) | T5 | {"data.validation": rows} for stage in (1, 3)}
@@ -201,3 +202,13 @@ def test_an_element_without_an_owner_is_refused(ran: Path, stage: int) -> None:
     for rank in range(2):
         found = json.loads((ran / f"toy-{stage}-{rank}.json").read_text())
         assert "ranks own 25 elements of 40" in found["refused"]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_loss_that_is_not_finite_is_named_with_its_rank(ran: Path, stage: int) -> None:
+    """All ranks stop at that step, and name the one whose loss it is, with its rows."""
+    one, two = ((ran / f"nan-{stage}" / f"error-{rank}").read_text() for rank in range(2))
+    assert one == two
+    assert (
+        "step 1: the loss or its gradient is not finite (loss terms on rank 1: task nan; training rows" in one
+    )
