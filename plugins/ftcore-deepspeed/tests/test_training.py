@@ -8,6 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ftcore import proofs
+from ftcore.config import from_plain
+
 from . import cases
 from .cases import run_case, trajectory, zero
 
@@ -212,3 +215,10 @@ def test_a_loss_that_is_not_finite_is_named_with_its_rank(ran: Path, stage: int)
     assert (
         "step 1: the loss or its gradient is not finite (loss terms on rank 1: task nan; training rows" in one
     )
+
+
+def test_check_proves_the_export_in_one_process(tmp_path: Path) -> None:
+    """As under `single`, whatever ranks the trainer would start; on training rows if need be."""
+    cases.write(tmp_path, {})
+    made = cases.COMMON | {"data.train": str(tmp_path / "train.jsonl")} | zero(3, devices=2)
+    assert proofs.export_proof(from_plain(cases.nested(made)), tmp_path / "export").ok
