@@ -70,7 +70,7 @@ def test_a_failed_job_is_the_last_one_of_ranks_that_stay(tmp_path: Path) -> None
 
 def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
     """SIGKILL at random moments; the same command again finishes, and ends as one that was never killed."""
-    line = command(tmp_path, "seed=range(4)", "train.steps=20")
+    line = command(tmp_path, "seed=range(4)", "train.steps=40")
     rng = random.Random(7)
     for _ in range(3):
         process = start(line, tmp_path)
@@ -78,9 +78,10 @@ def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
         wanted = len(results(tmp_path)) + rng.randint(0, 1)
         while len(results(tmp_path)) < wanted and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(rng.uniform(0.0, 3.0))
+        time.sleep(rng.uniform(0.0, 0.5))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
     before = results(tmp_path)
     ended = run(line, tmp_path)
     assert ended.returncode == 0, ended.stderr
@@ -88,7 +89,7 @@ def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
     assert len(after) == 4
     assert before.items() <= after.items(), "a finished job was run again"
     for job in after:
-        assert [r["step"] for r in steps(tmp_path / "sweep" / job)] == list(range(1, 21))
+        assert [r["step"] for r in steps(tmp_path / "sweep" / job)] == list(range(1, 41))
     whole = run([a for a in line if a != "hydra.sweep.dir=sweep"] + ["hydra.sweep.dir=whole"], tmp_path)
     assert whole.returncode == 0, whole.stderr
     for job in after:

@@ -9,7 +9,6 @@ import torch
 
 from ftcore import UserError
 from ftcore.config import Config, TrainConfig, TrainerConfig
-from ftcore.launch import rank_environment
 from ftcore.strategies import Single, local_ranks
 
 RANK = """
@@ -149,19 +148,6 @@ def test_bf16_computes_in_half_and_keeps_weights_and_gradients_whole() -> None:
     strategy.backward(output.float().sum())
     strategy.finish_gradients()
     assert {(s.value.dtype, s.grad.dtype) for s in strategy.shards()} == {(torch.float32, torch.float32)}
-
-
-def test_ranks_are_read_from_the_launchers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun's variables, else Slurm's, else one process."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"):
-        monkeypatch.delenv(name, raising=False)
-    assert rank_environment() == (0, 1, 0)
-    for name, value in {"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert rank_environment() == (5, 8, 1)
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
-        monkeypatch.setenv(name, value)
-    assert rank_environment() == (3, 4, 3)
 
 
 def test_device_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _dispatch(arguments: list[str]) -> int:
     settings = [a for a in arguments if "=" in a and not a.startswith("-")]
     run_hydra(_train, [*settings, *(a for a in arguments if a not in settings)])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from ftcore.strategies import leave_ranks
+        from ftcore.ranks import leave_ranks
 
         # A rank of an outside launcher: torch 2.13's gloo threads now and then abort an orderly exit.
         leave_ranks()

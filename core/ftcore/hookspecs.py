@@ -187,7 +187,7 @@ def regularize(shards: Sequence[Shard], step: Step) -> dict[str, Tensor] | None:
 def on_gradients(shards: Sequence[Shard], lr: float, step: Step) -> None:
     """After the backward passes, before clipping: gradients are summed, normalised and unscaled.
 
-    Notify; may write `grad` and `value` in place.
+    Notify; may write `grad` and `value` in place. Not called at a step that fp16's overflow skips.
     """
 
 

@@ -34,6 +34,7 @@ class Progress:
     evaluated: int = -1  # the step whose evaluation is done
     examples: int = 0
     tokens: int = 0
+    skipped: int = 0  # steps whose gradients overflowed in fp16
     seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)  # metrics of the best evaluation
     best_weights: str = ""  # its directory in checkpoints/

@@ -31,13 +31,29 @@ def rank_environment() -> tuple[int, int, int]:
     """(rank, world size, local rank) as torchrun, srun, submitit or our own launch set them."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
-        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
+        return _ranks_of("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0"))
+        return _ranks_of("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if int(env.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
-        rank = int(env["SUBMITIT_LOCAL_GLOBALID"])
-        return rank, int(env["SUBMITIT_LOCAL_NTASKS"]), int(env["SUBMITIT_LOCAL_LOCALID"])
+        return _ranks_of("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID")
     return 0, 1, 0
+
+
+def _ranks_of(*names: str) -> tuple[int, int, int]:
+    """(rank, world size, local rank) by these variables.
+
+    Raises:
+        UserError: they are no ranks, as where they are left from something else.
+    """
+    said = [os.environ.get(name, "0") for name in names]
+    numbers = [int(text) if text.isdecimal() else -1 for text in said]
+    rank, world_size, local_rank = numbers
+    if min(numbers) < 0 or rank >= world_size:
+        found = ", ".join(f"{name}={text}" for name, text in zip(names, said, strict=True))
+        raise UserError(
+            f"the environment has {found}, which name no rank: unset them where no launcher set them"
+        )
+    return rank, world_size, local_rank
 
 
 def launch(
@@ -77,11 +93,13 @@ def _start(
     module: str, rank: int, ranks: int, run_dir: Path, reports: Path, more: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     env = {
-        **os.environ,
+        # A launcher's that started this very process: it hosts no store for ranks of ours.
+        **{k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC_")},
         **more,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": _port(reports),
         "FTCORE_REPORTS": str(reports),

@@ -106,9 +106,9 @@ def run_step(job: Job, sampler: Sampler, total: int) -> dict[str, Any]:
     grad_norm = strategy.clip(cfg.train.max_grad_norm)
     # fp16 gradients may overflow: the step is skipped and the scale lowered. A loss may never.
     if not math.isfinite(float(loss if cfg.train.precision == "fp16" else loss + grad_norm)):
-        raise TrainingError(_not_finite(job, terms, batches))
+        raise TrainingError(_not_finite(job, float(loss), float(grad_norm), terms, batches))
     if not strategy.step(lr):
-        step.log("skipped_fp16_overflow", 1.0)
+        progress.skipped += 1
     progress.examples += int(units["examples"])
     progress.tokens += int(units["tokens"])
     return {
@@ -182,7 +182,8 @@ def _on_weights(job: Job, step: Step, lr: float, terms: dict[str, Tensor | None]
     shards, total = strategy.shards(), None
     if penalizes:
         total = _regularize(job, shards, step, terms)
-    if on_gradients:
+    # A step that fp16's overflow is about to skip must leave the weights alone.
+    if on_gradients and (job.cfg.train.precision != "fp16" or math.isfinite(float(strategy.clip(None)))):
         hooks.on_gradients(shards, lr, step)
     strategy.sync_shards()
     return total
@@ -223,6 +224,8 @@ def _log(job: Job, record: dict[str, Any], clock: Clock) -> None:
         "memory_mb": _memory_mb(job.strategy.device),
         **{name: float(value) for name, value in record["logged"].items()},
     }
+    if job.progress.skipped:
+        line["skipped_fp16_overflow"] = job.progress.skipped
     if job.strategy.rank == 0:
         job.hooks.on_log(line)
         append_metrics(job.run_dir, line)
@@ -237,13 +240,20 @@ def _memory_mb(device: torch.device) -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # bytes there, KiB here
 
 
-def _not_finite(job: Job, terms: dict[str, Tensor | None], batches: list[Batch]) -> str:
+def _not_finite(
+    job: Job, loss: float, grad_norm: float, terms: dict[str, Tensor | None], batches: list[Batch]
+) -> str:
+    """What is wrong, of the rank whose loss it is; a norm that is not finite is so on all ranks."""
     values = ", ".join(f"{name} {float(value):g}" for name, value in terms.items() if value is not None)
     rows = [row for batch in batches if not batch.is_filler for row in batch.rows]
+    mine = f"loss terms on rank {job.strategy.rank}: {values}; training rows {rows[:32]}"
+    found = [(loss, mine)]
+    if job.cfg.train.precision != "fp16" and not math.isfinite(grad_norm):
+        found = job.strategy.gather((loss, mine))
+    said = next((text for value, text in found if not math.isfinite(value)), mine)
     return (
-        f"step {job.progress.step + 1}: the loss or its gradient is not finite (loss terms on rank"
-        f" {job.strategy.rank}: {values}; training rows {rows[:32]}); the weights are as before this step."
-        " Try a lower optim.lr, or train.precision=fp32"
+        f"step {job.progress.step + 1}: the loss or its gradient is not finite ({said}); the weights are as"
+        " before this step. Try a lower optim.lr, or train.precision=fp32"
     )
 
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftcore.checkpoint import Checkpoint
-from ftcore.config import Config, TrainerConfig
+from ftcore.config import Config, FilesData, TrainerConfig
 from ftcore.errors import Interrupted, TrainingError, UserError
 from ftcore.job import build_hooks, open_job
 from ftcore.plugins import Enabled
@@ -334,7 +334,12 @@ def export_proof(cfg: Config, folder: Path) -> Proof:
     """`model/` is loaded by plain transformers in a process without ftcore, and answers as the run did."""
     witness = Witness()
     made = small(_single(cfg), eval_every=STEPS)
+    if isinstance(made.data, FilesData) and made.data.validation is None and made.data.split is None:
+        made.data.validation = made.data.train  # an evaluation of any rows does
     _train(made, folder, extra=[extra("witness", witness)])
+    if not witness.inputs:
+        why = "there was no evaluation to compare with: set data.split, or name validation data"
+        return Proof(name="export", compared="nothing", difference=float("inf"), reason=why)
     inputs, out = folder / "inputs.safetensors", folder / "logits.safetensors"
     save_file(witness.inputs, inputs)
     name = TASKS[build_hooks(made).cfg.task.name].AUTO_MODEL  # also of `task=auto`
@@ -429,12 +434,12 @@ def _saved(folder: Path) -> dict[str, Tensor]:
 
 
 def _single(cfg: Config) -> Config:
-    """The config in one process: of its own strategy where a plugin brings it, else `single`."""
-    made = copy.deepcopy(cfg)
-    if not isinstance(cfg.trainer, dict):
-        return _plain(cfg)
-    made.trainer |= {key: 1 for key in ("devices",) if key in made.trainer}
-    return made
+    """The config in one process: under `single`, or a plugin's strategy that does not start ranks.
+
+    One that has `devices` gets processes of its own, for its library may keep state in one: `rank_proof`.
+    """
+    starts_ranks = not isinstance(cfg.trainer, dict) or "devices" in cfg.trainer
+    return _plain(cfg) if starts_ranks else copy.deepcopy(cfg)
 
 
 def _plain(cfg: Config, device: str | None = None) -> Config:

@@ -185,6 +185,7 @@ def _result(job: Job, metrics: dict[str, float], status: str) -> dict[str, Any]:
         "best_step": int(progress.best_weights.removeprefix("best-") or progress.step),
         "examples": progress.examples,
         "tokens": progress.tokens,
+        **({"skipped_fp16_overflow": progress.skipped} if progress.skipped else {}),
         "seconds": round(progress.seconds, 3),
         "plugins": {p.name: p.version for p in job.hooks.plugins},
         "order": [p.name for p in job.hooks.plugins],

@@ -150,6 +150,8 @@ class Screen:
             f"{result['steps']} steps, {result['examples']} examples, {result['seconds']:.1f} s"
             f"  ->  {run_dir}"
         )
+        if skipped := result.get("skipped_fp16_overflow"):
+            self.line(f"{skipped} of the steps changed nothing: their gradients overflowed in fp16")
         costs = [
             f"{name} {cost['ms_per_step']:.2f} ms a step ({cost['share_of_step']:.0%})"
             for name, cost in result.get("plugin_cost", {}).items()  # an earlier ftcore's result has none

@@ -7,10 +7,6 @@ nothing of losses or plugins.
 
 from __future__ import annotations
 
-import atexit
-import os
-import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +19,7 @@ from ftcore.config import Config
 from ftcore.contract import Shard
 from ftcore.errors import TrainingError, UserError
 from ftcore.launch import rank_environment
+from ftcore.ranks import join_ranks
 
 if TYPE_CHECKING:
     from ftcore.checkpoint import Checkpoint
@@ -32,7 +29,6 @@ __all__ = [
     "Single",
     "Strategy",
     "base_model",
-    "leave_ranks",
     "local_ranks",
     "whole_shape",
 ]
@@ -80,36 +76,6 @@ def base_model(model: torch.nn.Module) -> Any:
 def whole_shape(param: Tensor) -> tuple[int, ...]:
     """The shape of a parameter, of one too that DeepSpeed has split over ranks: its own is then (0,)."""
     return tuple(getattr(param, "ds_shape", param.shape))
-
-
-def set_rendezvous() -> None:
-    """Name the first task's machine and a port of this job's own, where the launcher has not (srun)."""
-    env = os.environ
-    if "MASTER_ADDR" in env:
-        return
-    job = env.get("SLURM_JOB_ID") or env.get("SUBMITIT_LOCAL_JOB_ID", "0")
-    # node[03-05,09],other: the first is node03
-    first = re.match(r"([^\[,]+)(?:\[(\d+))?", env.get("SLURM_STEP_NODELIST", ""))
-    env["MASTER_ADDR"] = "".join(filter(None, first.groups())) if first else "127.0.0.1"
-    env["MASTER_PORT"] = str(20000 + zlib.crc32(f"{job}.{env.get('SLURM_STEP_ID', '')}".encode()) % 40000)
-
-
-def join_ranks() -> None:
-    """Form the group of all ranks, for this job and the next ones of this process (a multirun).
-
-    A second group would wait for ever at the addresses of the first, which stay in the launcher's store.
-    """
-    set_rendezvous()
-    rank, world_size, _ = rank_environment()
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world_size)
-    atexit.register(leave_ranks)
-
-
-def leave_ranks() -> None:
-    """Give back the group of all ranks, where there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def local_ranks(strategy: str, devices: int | None, device: str | None = None) -> int:
@@ -313,7 +279,7 @@ class DDP(Single):
         self.distributed = self.world_size > 1
         if self.distributed and self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.distributed and not dist.is_initialized():
+        if self.distributed:
             join_ranks()
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:

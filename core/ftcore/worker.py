@@ -14,9 +14,9 @@ from typing import Any
 
 from ftcore.config import Config
 from ftcore.errors import Interrupted, TrainingError, UserError
+from ftcore.ranks import leave_ranks
 from ftcore.run import read_config, train_here
 from ftcore.signals import StopFlag, stop_flag
-from ftcore.strategies import leave_ranks
 
 __all__ = ["main"]
 

@@ -4,8 +4,8 @@
     run_case(...)   one case, in this process
 
 A case is a config (dotted keys), and what to do: `from` (the case whose checkpoint it goes on from),
-`stop_at` a step, `export`; or a whole `config`, as `compose` gives it. It leaves folder/NAME/, with losses
-and gradient norms in metrics.jsonl.
+`stop_at` a step, fp16's first loss `scale`, a rank with a NaN loss (`nan_on`), `export`; or a whole
+`config`, as `compose` gives it. It leaves folder/NAME/, with losses and gradient norms in metrics.jsonl.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def write(folder: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
 def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     """Train one case to its end, or to `stop_at`; returns the job."""
     from ftcore.config import from_plain
-    from ftcore.errors import Interrupted
+    from ftcore.errors import Interrupted, TrainingError
     from ftcore.job import open_job
     from ftcore.launch import rank_environment
     from ftcore.loop import train
@@ -70,7 +71,9 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     if first:
         shutil.copytree(folder / case["from"], run_dir) if "from" in case else run_dir.mkdir()
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-    overrides = {k: v for k, v in case.items() if k not in ("from", "export", "stop_at", "config")}
+    overrides = {
+        k: v for k, v in case.items() if k not in ("from", "export", "stop_at", "scale", "nan_on", "config")
+    }
     made = nested(COMMON | {"data.train": str(folder / "train.jsonl")} | overrides)
     cfg = from_plain(case.get("config", made))
     stop = StopFlag()
@@ -78,6 +81,8 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
     job = open_job(cfg, run_dir, lambda _: Screen(False), stop)
     if first:
         cut_metrics(run_dir, job.progress.step, job.progress.evaluated)
+    if "scale" in case:
+        job.strategy.scaler.load_state_dict(job.strategy.scaler.state_dict() | {"scale": case["scale"]})
     if "stop_at" in case:
         hook = job.hooks.on_step_end
 
@@ -86,8 +91,19 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any]) -> Any:
             stop.code = 75 if state.step + 1 >= case["stop_at"] else 0  # is seen in the step after
 
         job.hooks.on_step_end = on_step_end
-    with contextlib.suppress(Interrupted):
-        train(job)
+    if case.get("nan_on") == job.strategy.rank:
+        compute = job.hooks.compute_loss
+
+        def compute_loss(*arguments: Any) -> Any:
+            task = compute(*arguments)["task"]
+            return {"task": replace(task, sum=task.sum * float("nan"))}
+
+        job.hooks.compute_loss = compute_loss
+    try:
+        with contextlib.suppress(Interrupted):
+            train(job)
+    except TrainingError as error:
+        (run_dir / f"error-{job.strategy.rank}").write_text(str(error))
     if case.get("export"):
         export(job, {})
     return job
@@ -97,13 +113,14 @@ def run_toy(folder: Path, name: str, case: Mapping[str, Any]) -> None:
     """Two layers, of which the second step uses one: gradients of each, by rank, and what a shard writes."""
     import torch
 
+    from ftcore import UserError
     from ftcore.config import Config
     from ftcore_deepspeed import DeepSpeed
     from ftcore_deepspeed._config import derive
     from ftcore_deepspeed._strategy import ZeRO
 
     cfg, options = Config(), DeepSpeed(stage=case["toy"])
-    strategy = ZeRO(cfg, options, derive(cfg, options, 2)[0])
+    strategy = ZeRO(cfg, options, *derive(cfg, options, 2))
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 5), "b": torch.nn.Linear(3, 5)})
     model.forward = lambda x, layers: sum(model[layer](x).sum() for layer in layers)
     strategy.prepare(model, lambda m: torch.optim.AdamW(m.parameters(), lr=0.1))
@@ -122,6 +139,12 @@ def run_toy(folder: Path, name: str, case: Mapping[str, Any]) -> None:
         shard.value.copy_(torch.arange(shard.value.numel()) + float(shard.offset))
     strategy.sync_shards()
     found["output"] = float(strategy.model(torch.ones(1, 3), "ab").detach())
+    if strategy.slices is not None:
+        strategy.slices.parts |= {"a.weight": replace(strategy.slices.parts["a.weight"], numel=0)}
+        try:
+            strategy._check_slices(strategy.slices)
+        except UserError as error:
+            found["refused"] = str(error)
     strategy.close()
     (folder / f"{name}-{strategy.rank}.json").write_text(json.dumps(found))
 

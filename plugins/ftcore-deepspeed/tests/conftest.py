@@ -40,7 +40,7 @@ def run_ranks() -> Callable[[Path, int, Mapping[str, Any]], None]:
         common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         command = [sys.executable, cases.__file__ or "", str(folder)]
         ranks = [
-            subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            subprocess.Popen(command, env={**common, "RANK": str(rank)})  # no LOCAL_RANK, as under srun
             for rank in range(world_size)
         ]
         try:

@@ -22,6 +22,7 @@ def start(tmp: Path, *arguments: str, program: tuple[str, ...] = ("-m", "ftcore"
     (tmp / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     env = {k: v for k, v in os.environ.items() if k != "DS_ACCELERATOR"}
     own = {"FTCORE_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    own["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # as in a shell that torchrun started
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         cwd=tmp,
@@ -90,7 +91,7 @@ def test_one_device_as_the_readme_has_it(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_can_not_work_is_said_before_ranks_start(
+def test_what_can_not_work_is_said_before_it_trains(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     """One line, exit code 2, nothing written."""

@@ -9,7 +9,7 @@ import pytest
 from ftcore import UserError
 from ftcore.config import Config, FilesData, TrainConfig
 from ftcore_deepspeed import DeepSpeed
-from ftcore_deepspeed._config import derive
+from ftcore_deepspeed._config import accepted, check_known, derive
 
 CFG = Config(
     data=FilesData(),
@@ -84,6 +84,11 @@ def test_a_file_that_agrees_is_taken_and_its_other_keys_go_to_the_engine(tmp_pat
         ),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler.type can't be set: the schedule is optim.schedule"),
         ({"torch_autocast": {"lower_precision_safe_modules": ["os.x"]}}, "can't be set: train.precision"),
+        (
+            {"zero_optimization": {"round_robin_gradients": True}},
+            "round_robin_gradients can't be set: ftcore could not tell whose a slice is",
+        ),
+        ({"sequence_parallel_size": 2}, "sequence_parallel_size can't be set"),
         ("{", "can't be read as JSON"),
         ([1], "must hold a JSON object, not a list"),
     ],
@@ -94,6 +99,27 @@ def test_a_file_that_contradicts_is_refused_with_both_values(
     """With the file, the key, its value, and what ftcore's config says."""
     with pytest.raises(UserError, match=message):
         derived(tmp_path, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"zero_optimisation": {"stage": 2}}, "no 'zero_optimisation'; did you mean 'zero_optimization'"),
+        (
+            {"zero_optimization": {"stge": 2}},
+            r"with it: .* stge Extra .* \(what it has from there: zero_optimization\.stge",
+        ),
+        (
+            {"flops_profiler": {"enabled": False}, "sequence_parallel": 1},
+            "DeepSpeed has no 'sequence_parallel'",
+        ),
+    ],
+)
+def test_a_key_that_deepspeed_does_not_know_is_refused(tmp_path: Path, given: Any, message: str) -> None:
+    """Also one that DeepSpeed itself would pass over in silence."""
+    engine, passed = derived(tmp_path, given)
+    with pytest.raises(UserError, match=message), accepted("ds.json", passed):
+        check_known(engine, "ds.json", passed)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

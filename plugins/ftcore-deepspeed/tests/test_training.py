@@ -8,6 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ftcore import proofs
+from ftcore.config import from_plain
+
 from . import cases
 from .cases import run_case, trajectory, zero
 
@@ -40,6 +43,7 @@ OFFLOAD = {
     3: {"offload_optimizer": True, "offload_params": True},
 }
 RESUMED = MIXOUT | {"model.dropout": 0.1}
+OVERFLOW = ELEMENT | {"train.precision": "fp16", "scale": 2.0**60, "export": True}
 
 
 def on_ranks(folder: Path) -> dict[str, dict[str, Any]]:
@@ -47,13 +51,15 @@ def on_ranks(folder: Path) -> dict[str, dict[str, Any]]:
     found = {f"{name}-{stage}": zero(stage) | VARIANTS[name] for name, stage in (*WHERE, *HALF)}
     for stage in STAGES:
         found[f"resumable-{stage}"] = zero(stage) | RESUMED | {"export": True}
-        found[f"half-{stage}"] = zero(stage) | RESUMED | {"stop_at": 2}
+        found[f"half-{stage}"] = zero(stage) | RESUMED | {"stop_at": 2, "export": True}
         found[f"again-{stage}"] = zero(stage) | RESUMED | {"from": f"half-{stage}", "export": True}
         found[f"onward-{stage}"] = zero((stage + 2) % 4) | RESUMED | {"from": f"half-{stage}"}
         found[f"from-single-{stage}"] = zero(stage) | RESUMED | {"from": "half"}
+    found |= {f"skipped-{s}": zero(s) | OVERFLOW | {"from": f"half-{s}"} for s in (0, 2, 3)}
     found |= {f"offload-{stage}": zero(stage, **options) for stage, options in OFFLOAD.items()}
     found |= {f"accumulation-{stage}": zero(stage) | WHOLE_STEP for stage in (2, 3)}
     found["ddp"] = {"trainer.strategy": "ddp", "trainer.device": "cpu"} | RESUMED | {"from": "half-3"}
+    found |= {f"nan-{stage}": zero(stage) | {"nan_on": 1} for stage in (0, 3)}
     found |= {f"toy-{stage}": {"toy": stage} for stage in STAGES}
     rows = str(folder / "train.jsonl")
     found |= {f"t5-{stage}": zero(stage) | T5 | {"data.validation": rows} for stage in (1, 3)}
@@ -80,6 +86,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory, run_ranks: Any) -> Path:
     return folder
 
 
+def records(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+
+
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(folder / name / "model" / "model.safetensors")
 
@@ -95,6 +105,15 @@ def test_losses_and_gradients_are_those_of_one_process(ran: Path, name: str, sta
 def test_half_precision_is_autocast_as_elsewhere(ran: Path, name: str, stage: int) -> None:
     """The same computation in half: what differs is rounding."""
     assert trajectory(ran, f"{name}-{stage}") == pytest.approx(trajectory(ran, name), rel=2e-2)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_step_that_overflows_in_fp16_changes_nothing(ran: Path, stage: int) -> None:
+    """Neither the optimiser nor mixout's decay moves a weight, and the steps are counted."""
+    before, after = weights(ran, f"half-{stage}"), weights(ran, f"skipped-{stage}")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.tensor(trajectory(ran, f"skipped-{stage}")[1::2]).isfinite().any()
+    assert records(ran, f"skipped-{stage}")[-1]["skipped_fp16_overflow"] == 2
 
 
 @pytest.mark.parametrize("stage", OFFLOAD)
@@ -154,10 +173,7 @@ def test_a_model_split_while_it_loads_is_the_same_model(ran: Path) -> None:
 @pytest.mark.parametrize("stage", [1, 3])
 def test_ranks_generate_in_step(ran: Path, stage: int) -> None:
     """An evaluation by generation, whose rows end after different numbers of tokens, ends and is the same."""
-    one, two = (
-        [json.loads(line) for line in (ran / name / "metrics.jsonl").read_text().splitlines()][-1]
-        for name in ("t5", f"t5-{stage}")
-    )
+    one, two = (records(ran, name)[-1] for name in ("t5", f"t5-{stage}"))
     assert two == pytest.approx(one, rel=1e-5)
     assert any(key.startswith("eval/") for key in one)
 
@@ -181,3 +197,28 @@ def test_what_is_written_into_shards_is_the_model_on_all_ranks(ran: Path, stage:
         slices = [rank["covered"][name][:2] for rank in ranks]
         assert sorted(i for start, count in slices for i in range(start, start + count)) == list(range(size))
     assert ranks[0]["output"] == ranks[1]["output"] == 2 * (sum(range(15)) + sum(range(5)))
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_an_element_without_an_owner_is_refused(ran: Path, stage: int) -> None:
+    """As some settings of a DeepSpeed JSON would have it: each rank says so before it trains."""
+    for rank in range(2):
+        found = json.loads((ran / f"toy-{stage}-{rank}.json").read_text())
+        assert "ranks own 25 elements of 40" in found["refused"]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_loss_that_is_not_finite_is_named_with_its_rank(ran: Path, stage: int) -> None:
+    """All ranks stop at that step, and name the one whose loss it is, with its rows."""
+    one, two = ((ran / f"nan-{stage}" / f"error-{rank}").read_text() for rank in range(2))
+    assert one == two
+    assert (
+        "step 1: the loss or its gradient is not finite (loss terms on rank 1: task nan; training rows" in one
+    )
+
+
+def test_check_proves_the_export_in_one_process(tmp_path: Path) -> None:
+    """As under `single`, whatever ranks the trainer would start; on training rows if need be."""
+    cases.write(tmp_path, {})
+    made = cases.COMMON | {"data.train": str(tmp_path / "train.jsonl")} | zero(3, devices=2)
+    assert proofs.export_proof(from_plain(cases.nested(made)), tmp_path / "export").ok

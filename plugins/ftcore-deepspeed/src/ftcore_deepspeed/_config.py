@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ftcore import UserError
 from ftcore.config import Config
+from ftcore.errors import nearest
 from ftcore_deepspeed._memory import BUCKET
 
 if TYPE_CHECKING:
     from ftcore_deepspeed._plugin import DeepSpeed
 
-__all__ = ["derive"]
+__all__ = ["accepted", "check_known", "derive"]
 
 REFUSED = {
     "scheduler": "the schedule is optim.schedule and optim.warmup",
@@ -25,8 +30,10 @@ REFUSED = {
     "data_efficiency": "ftcore chooses the rows",
     "curriculum_learning": "ftcore chooses the rows",
     "checkpoint": "ftcore writes the checkpoints",
+    "sequence_parallel_size": "every rank has rows of its own",
+    "zero_optimization.round_robin_gradients": "ftcore could not tell whose a slice is",
 }
-"""Keys of the engine that would take over what ftcore does itself."""
+"""Keys of the engine that would take over what ftcore does itself, or hide from it where things are."""
 
 SPELT_OUT = ("optimizer", "bf16", "fp16")
 """Sections of which nothing reaches the engine: what they say is said by ftcore's config."""
@@ -62,8 +69,8 @@ def derive(cfg: Config, options: DeepSpeed, world_size: int) -> tuple[dict[str, 
     given, facts, passed = _read(options.config), _facts(cfg, options, world_size), []
     for key, value in _leaves(given):
         section = key.partition(".")[0]
-        if section in REFUSED:
-            raise UserError(f"{options.config}: {key} can't be set: {REFUSED[section]}; take it out")
+        if reason := REFUSED.get(section) or REFUSED.get(key):
+            raise UserError(f"{options.config}: {key} can't be set: {reason}; take it out")
         if key in facts:
             name, ours = facts[key]
             if value != "auto" and _plain(value) != _plain(ours):
@@ -74,6 +81,65 @@ def derive(cfg: Config, options: DeepSpeed, world_size: int) -> tuple[dict[str, 
         elif section == "optimizer" or _plain(given[section].get("enabled")) is True:
             raise UserError(f"{options.config}: {key} would do nothing: use optim.* and train.*; take it out")
     return engine, passed
+
+
+@contextlib.contextmanager
+def accepted(path: str | None, passed: list[str]) -> Iterator[None]:
+    """What DeepSpeed has against keys that a user's file gave it is the user's to mend: one line.
+
+    Raises:
+        UserError: names the file, the keys and what DeepSpeed said.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not passed or isinstance(error, (UserError, torch.OutOfMemoryError)):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"trainer.config={path}: DeepSpeed can't start with it: {said} (what it has from there:"
+            f" {', '.join(passed)})"
+        ) from error
+
+
+def check_known(engine: Mapping[str, Any], path: str | None, passed: list[str]) -> None:
+    """Refuse a section that DeepSpeed never looks at: it would do nothing, and DeepSpeed doesn't say so.
+
+    Raises:
+        UserError: names the section, and the nearest of those that DeepSpeed knows.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    read = _Read(copy.deepcopy(dict(engine)))
+    DeepSpeedConfig(read)
+    for section in dict.fromkeys(key.partition(".")[0] for key in passed):
+        if section not in read.asked:
+            raise UserError(
+                f"trainer.config={path}: DeepSpeed has no '{section}'; {nearest(section, read.asked)}"
+            )
+
+
+class _Read(dict[str, Any]):
+    """A dict that notes what it was asked for."""
+
+    def __init__(self, plain: Mapping[str, Any]) -> None:
+        super().__init__(plain)
+        self.asked: set[str] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> Any:
+        return self
 
 
 def _facts(cfg: Config, options: DeepSpeed, world_size: int) -> dict[str, tuple[str, Any]]:

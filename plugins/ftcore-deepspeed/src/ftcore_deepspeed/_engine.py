@@ -94,6 +94,14 @@ class Slices:
         grads = real.get(part.group)
         return grads[part.index].view(-1)[: part.numel] if grads else None
 
+    def give_norm(self, norm: Tensor) -> None:
+        """The gradients' norm, by which the engine's step sees whether it is finite: or it would go over
+        all gradients once more. It does not clip by it (`gradient_clipping` is 0)."""
+        if self.stage == 3:
+            self.zero._get_norm_groups = lambda: [norm]
+        else:
+            self.zero.scaled_global_norm = lambda: norm
+
     def forget_gradients(self) -> None:
         """After a step: a parameter that the next one does not use must not find this one's gradient."""
         if self.offloaded:

@@ -99,7 +99,7 @@ def report(
     text = [f"memory of the states on each of {ranks} rank(s), in GB (activations and buffers come on top):"]
     for row in rows:
         sizes = "  ".join(f"{name} {row[name] / 1e9:.3f}" for name in (*PARTS, "device", "host"))
-        text.append(f"  {'>' if row['chosen'] else ' '} {row['overrides']:<74}{sizes}")
+        text.append(f"  {'>' if row['chosen'] else ' '} {row['overrides']:<76}{sizes}")
     fits = None
     if device_gb:
         fitting = [r["overrides"] for r in rows if r["device"] + buffer <= device_gb * 1e9]

@@ -58,8 +58,7 @@ class DeepSpeed:
     def build_strategy(self, cfg: Config) -> Any:
         from ftcore_deepspeed._strategy import ZeRO
 
-        engine_config, _ = derive(cfg, self, rank_environment()[1])
-        return ZeRO(cfg, self, engine_config)
+        return ZeRO(cfg, self, *derive(cfg, self, rank_environment()[1]))
 
     @hookimpl
     def on_train_start(self, state: State) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from torch._C._distributed_c10d import HashStore
 from ftcore.checkpoint import Checkpoint
 from ftcore.config import Config
 from ftcore.contract import Shard
+from ftcore.errors import UserError
 from ftcore.strategies import DDP, OptimizerBuilder
+from ftcore_deepspeed._config import accepted, check_known
 from ftcore_deepspeed._engine import Slices
 from ftcore_deepspeed._export import export
 
@@ -34,27 +37,47 @@ __all__ = ["ZeRO"]
 class ZeRO(DDP):
     """A DeepSpeed engine. Stage 0 splits nothing, so that all but the engine's own calls is as in `ddp`."""
 
-    def __init__(self, cfg: Config, options: DeepSpeed, engine_config: dict[str, Any]) -> None:
+    def __init__(
+        self, cfg: Config, options: DeepSpeed, engine_config: dict[str, Any], passed: list[str]
+    ) -> None:
         super().__init__(cfg)
         self.stage, self.engine_config = options.stage, engine_config
+        self.given = options.config, passed
         if not dist.is_initialized():  # one rank: the engine wants a process group of one, too
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         self.distributed = True
+        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))  # the engine asks; srun does not set it
         self.deepspeed = _import_deepspeed(self.device)
         self.slices: Slices | None = None
+        if passed:
+            with accepted(*self.given):
+                check_known(engine_config, *self.given)
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         """Take the model and its optimiser into an engine."""
         self.set_up(model)
-        self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
-            model=model, optimizer=build_optimizer(model), config=self.engine_config
-        )
-        self.model = self.engine
-        if self.stage:
-            self.slices = Slices(self.engine, self.params)
+        optimizer = build_optimizer(model)
+        with accepted(*self.given):
+            self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
+                model=model, optimizer=optimizer, config=self.engine_config
+            )
+            self.model = self.engine
+            if self.stage:
+                self.slices = Slices(self.engine, self.params)
+        if self.slices is not None:
             self.lend = self._lend
             self.optimizer = self.engine.optimizer.optimizer
+            self._check_slices(self.slices)
+
+    def _check_slices(self, slices: Slices) -> None:
+        """Refuse to train where an element has no owner or several: norms and penalties would be wrong."""
+        owned = sum(self.all_sum([sum(part.numel for part in slices.parts.values())]))
+        if owned != (there := sum(prod(part.shape) for part in slices.parts.values())):
+            raise UserError(
+                f"trainer.config={self.given[0]}: with it, ranks own {owned:,.0f} elements of {there:,}, and"
+                " ftcore needs an owner of each: take out what changes how weights are split"
+            )
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Accumulate this micro-batch's gradients; with the last one, sum them over ranks."""
@@ -124,6 +147,7 @@ class ZeRO(DDP):
             return super().step(lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        self.slices.give_norm(self.norm)
         self.engine.step()  # which leaves the weights alone where the norm is not finite
         self.slices.forget_gradients()
         if self.scaler.is_enabled():
@@ -209,6 +233,8 @@ def _import_deepspeed(device: torch.device) -> Any:
     """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if (named := os.environ.get("DS_ACCELERATOR", device.type)) != device.type:
+        raise UserError(f"DS_ACCELERATOR={named}, but this run is on {device.type}: unset DS_ACCELERATOR")
     # torch 2.13 says so of names that DeepSpeed 0.19 calls.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
