@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -185,12 +185,12 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """`ftcore ARGUMENTS` in `cwd`, to its end; by another `python`, in a process of that.
 
-    With `ranks`, so many at once as torchrun would start them, who have imported all already; the result is
-    the first one's, or that of one that failed. `said` is the standard input.
+    With `ranks`, so many at once as torchrun would start them; the result is the first one's, or that of one
+    that failed. `said` is the standard input.
     """
     whole = environment(cwd) | dict(env or {})
     if python is None:
-        with rendezvous(ranks) as places:
+        with rendezvous(ranks) if ranks > 1 else nullcontext([{}]) as places:
             processes = [server().start(arguments, cwd, whole | place, said) for place in places]
             ended = [(*process.communicate(), process.returncode or 0) for process in processes]
         stdout, stderr, code = next((one for one in ended if one[2]), ended[0])
@@ -207,13 +207,10 @@ def run(
 
 @contextmanager
 def rendezvous(ranks: int) -> Iterator[list[dict[str, str]]]:
-    """The environment of each of `ranks` processes, none for one; they meet in a store of this process.
+    """The environment of each of `ranks` processes, as torchrun's; they meet in a store of this process.
 
     A port that was only probed for could be taken meanwhile.
     """
-    if ranks == 1:
-        yield [{}]
-        return
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

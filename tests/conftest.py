@@ -11,33 +11,28 @@ from typing import Any
 
 import pytest
 
+from .cli import rendezvous
+
 ROWS = [{"text": f"row {i} " + "ab" * (i % 7), "label": "yes" if i % 3 else "no"} for i in range(32)]
 
 
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable[[str, int, Path], None]:
     """`run_ranks(source, world_size, folder)`: a script as gloo ranks, which get the folder as argument."""
-    from torch.distributed import TCPStore
 
     def run(source: str, world_size: int, folder: Path) -> None:
-        # The ranks meet in this process's store: a port that was only probed for could be taken meanwhile.
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        common = {**os.environ, "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
-        common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         # As `ftcore.worker` does: in torch 2.13 the exit handlers of a gloo rank now and then abort.
         source += "\nimport os\nos._exit(0)\n"
         command = [sys.executable, "-c", source, str(folder)]
-        ranks = [
-            subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(world_size)
-        ]
-        try:
-            assert [rank.wait(timeout=60) for rank in ranks] == [0] * world_size
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+        common = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with rendezvous(world_size) as places:
+            ranks = [subprocess.Popen(command, env=common | place) for place in places]
+            try:
+                assert [rank.wait(timeout=60) for rank in ranks] == [0] * world_size
+            finally:
+                for rank in ranks:
+                    rank.kill()
+                    rank.wait()
 
     return run
 

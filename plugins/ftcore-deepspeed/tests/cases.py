@@ -1,7 +1,7 @@
 """Runs in one process or on real ranks, many to a process: starting one takes longer than a tiny run.
 
-    main(folder)    as a rank: every case of folder/cases.json, on the process group of the environment
-    run_case(...)   one case, in this process
+    cases.py FOLDER PLACES    forks a rank for each environment of PLACES, which runs all of FOLDER/cases.json
+    run_case(...)             one case, in this process
 
 A case is a config (dotted keys), and what to do: `from` (the case whose checkpoint it goes on from),
 `stop_at` a step, fp16's first loss `scale`, a rank with a NaN loss (`nan_on`), `export`; or a whole
@@ -12,7 +12,9 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -177,8 +179,31 @@ def trajectory(folder: Path, name: str) -> list[float]:
     return [value for r in records for value in (r["loss"], r["grad_norm"])]
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def fork(folder: Path, place: Mapping[str, str]) -> int:
+    """A rank as a process forked off this one, which has imported what takes seconds; its process id."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        os.environ.update(place)
+        main(folder)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    import deepspeed  # noqa: F401
+    from transformers import BertForSequenceClassification, LlamaForCausalLM, T5ForConditionalGeneration  # noqa: F401
+
+    ranks = {fork(Path(sys.argv[1]), place) for place in json.loads(sys.argv[2])}
+    while ranks:
+        ended, status = os.wait()
+        ranks.remove(ended)
+        if status:  # the others wait for it
+            for rank in ranks:
+                os.kill(rank, signal.SIGKILL)
+            sys.exit(1)

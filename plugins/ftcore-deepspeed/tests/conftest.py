@@ -1,5 +1,6 @@
-"""What the tests share: caches of their own, and runs on real ranks (gloo, CPU), many to a start."""
+"""What the tests share: runs on real ranks (gloo, CPU), many to a start."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,19 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests.cli import rendezvous
+
 from . import cases
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's caches, or asks the network; one thread, as the models are tiny."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    root = tmp_path_factory.mktemp("caches")
+def _on_cpu() -> Iterator[None]:
+    """One thread for each process; DeepSpeed does not look for an accelerator."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FTCORE_CACHE", str(root / "ftcore"))
-        patch.setenv("HF_HOME", str(root / "huggingface"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("DS_ACCELERATOR", "cpu")
         yield
@@ -30,24 +27,13 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable[[Path, int, Mapping[str, Any]], None]:
     """`run_ranks(folder, world_size, cases)`: every case on that many ranks, which have to end well."""
-    from torch.distributed import TCPStore
 
     def run(folder: Path, world_size: int, chosen: Mapping[str, Any]) -> None:
         cases.write(folder, chosen)
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        common = {**os.environ, "WORLD_SIZE": str(world_size), "GLOO_SOCKET_IFNAME": "lo"}
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-        common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-        command = [sys.executable, cases.__file__ or "", str(folder)]
-        ranks = [
-            subprocess.Popen(command, env={**common, "RANK": str(rank)})  # no LOCAL_RANK, as under srun
-            for rank in range(world_size)
-        ]
-        try:
-            assert [rank.wait(timeout=1500) for rank in ranks] == [0] * world_size
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+        with rendezvous(world_size) as places:
+            for place in places:
+                place.pop("LOCAL_RANK")  # as under srun
+            command = [sys.executable, cases.__file__ or "", str(folder), json.dumps(places)]
+            subprocess.run(command, env=os.environ, check=True, timeout=1500)
 
     return run

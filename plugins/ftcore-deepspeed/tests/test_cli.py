@@ -12,47 +12,26 @@ from typing import Any
 
 import pytest
 
+from tests.cli import Process, children, environment, server
+
 from .cases import ROWS
 
 TINY = ["model=tiny_bert", "data=files", "train.batch_size=8", "train.log_every=1", "seed=3"]
 
 
-def start(tmp: Path, *arguments: str, program: tuple[str, ...] = ("-m", "ftcore")) -> subprocess.Popen[str]:
+def start(tmp: Path, *arguments: str) -> Process:
     """`ftcore ARGUMENTS` in `tmp`, with data there."""
     (tmp / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    env = {k: v for k, v in os.environ.items() if k != "DS_ACCELERATOR"}
-    own = {"FTCORE_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    own["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # as in a shell that torchrun started
-    return subprocess.Popen(
-        [sys.executable, *program, *arguments],
-        cwd=tmp,
-        env=env | own,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    own = environment(tmp, TORCHELASTIC_USE_AGENT_STORE="True")  # as in a shell that torchrun started
+    del own["DS_ACCELERATOR"]
+    return server().start(arguments, tmp, own, streams=("1", "1"))
 
 
 def ftcore(tmp: Path, *arguments: str) -> tuple[int, str]:
     """Its exit code and all that it printed."""
     process = start(tmp, *arguments)
     said, _ = process.communicate(timeout=400)
-    return process.returncode, said
-
-
-def ranks_of(pid: int) -> list[int]:
-    """Ranks that a run has started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-            is_rank = b"ftcore.worker" in (stat.parent / "cmdline").read_bytes()
-        except OSError:
-            continue  # it ended meanwhile
-        if int(fields[1]) == pid and is_rank and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
+    return process.returncode or 0, said
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
@@ -109,21 +88,24 @@ CHECK = (
 )
 
 
+def without_importing(tmp: Path, *arguments: str) -> str:
+    """`ftcore ARGUMENTS`, which must not import DeepSpeed; what it printed."""
+    command = [sys.executable, "-c", CHECK, *arguments]
+    ended = subprocess.run(command, cwd=tmp, env=environment(tmp), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
 def test_a_run_without_it_does_not_import_it(tmp_path: Path) -> None:
     """Nor does the export of its model, though DeepSpeed is installed."""
-    arguments = [*TINY, "data.train=train.jsonl", "train.steps=1", "hydra.run.dir=run"]
-    process = start(tmp_path, *arguments, program=("-c", CHECK))
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said
+    without_importing(tmp_path, "model=tiny_bert", "train.steps=1", "hydra.run.dir=run")
     assert (tmp_path / "run/model/model.safetensors").is_file()
 
 
 def test_a_plan_names_the_fastest_layout_that_fits(tmp_path: Path) -> None:
     """And does not import DeepSpeed to know it."""
-    arguments = ["plan", "--gpu-memory", "0.3", "trainer=zero3", "trainer.devices=4", "+plugin=mixout"]
-    process = start(tmp_path, *arguments, program=("-c", CHECK))
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said
+    line = ["plan", "--gpu-memory", "0.3", "trainer=zero3", "trainer.devices=4", "+plugin=mixout"]
+    said = without_importing(tmp_path, *line)
     assert "> trainer.stage=3" in said
     assert "fastest that fits 0.3 GB" in said
 
@@ -135,7 +117,7 @@ def test_killed_ranks_end_the_run_and_it_resumes(tmp_path: Path) -> None:
     wait_for(
         lambda: bool(list((tmp_path / "run/checkpoints").glob("step-*"))) or process.poll() is not None, 300
     )
-    ranks = ranks_of(process.pid)
+    ranks = children(process.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
     wait_for(lambda: process.poll() is not None, 15)

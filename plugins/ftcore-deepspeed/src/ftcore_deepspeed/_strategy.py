@@ -221,8 +221,6 @@ class ZeRO(DDP):
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
             unset_hf_deepspeed_config()
-        if self.world_size == 1 and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _import_deepspeed(device: torch.device) -> Any:
