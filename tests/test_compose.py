@@ -186,6 +186,9 @@ def explained(*overrides: str) -> str:
         (["plugin.alpha.rate=1"], r"no effect: 'alpha' is not chosen; add \+plugin=alpha"),
         (["plugin.alpha.rat=1"], r"plugin alpha has no option 'rat'; did you mean 'rate'\?"),
         (["+plugin=alpha", "plugin.alpha.rat=1"], r"plugin alpha has no option 'rat'; did you mean 'rate'\?"),
+        (["seed=0,1"], r"^seed=0,1 has several values; a run of each: ftcore -m seed=0,1; one list"),
+        (["optim.lr=interval(1e-5, 1)"], r"a run of each: ftcore -m 'optim\.lr=interval\(1e-5, 1\)'"),
+        (["hydra.sweper.n=1"], r"^Hydra has no key 'hydra\.sweper\.n' here; `ftcore --cfg hydra`"),
         (["plugin.alhpa.rate=1"], r"no plugin 'alhpa' is installed; did you mean 'alpha'\?"),
     ],
 )

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -366,6 +367,13 @@ def explain(error: Exception) -> str:
         return "no plugin is installed; plugins are pip packages (see `ftcore plugins`)"
     if found := re.match(r"Could not append to config\. An item is already at '([^']+)'", text):
         return f"'{found[1]}' is there already: write it without the +"
+    if found := re.match(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", text):
+        one = shlex.quote(found[1] or found[2])
+        return f"{one} has several values; a run of each: ftcore -m {one}; one list: key=[a,b]"
+    if text.startswith("BasicSweeper does not support sweep type : INTERVAL"):
+        return (
+            "an interval is searched: add hydra/sweeper=optuna (plugin ftcore-optuna), or write a,b or range"
+        )
     cause = error.__cause__
     if text.startswith("Error merging override plugin="):  # no plugin is installed: no such group
         return _explain_key("plugin", text.replace("override plugin=", "+plugin="))
@@ -376,6 +384,10 @@ def explain(error: Exception) -> str:
 
 def _explain_key(key: str, text: str) -> str:
     group, _, rest = key.partition(".")
+    if group == "hydra":
+        return (
+            f"Hydra has no key '{key}' here; `ftcore --cfg hydra` with the same hydra/... prints those it has"
+        )
     if key == "plugin":
         value = (re.search(r"\+plugin=(\S+)", text) or ["", "NAME"])[1]
         return f"a plugin is added with a plus: +plugin={value}"

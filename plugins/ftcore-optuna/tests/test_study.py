@@ -147,6 +147,21 @@ def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
     assert results(tmp_path).items() >= before.items()
 
 
+def test_a_mistake_in_the_space_is_corrected_under_the_same_name(tmp_path: Path) -> None:
+    """A study in which no trial got anywhere is begun anew. A metric that is no number is a failure."""
+    for mistake in (["optim.lrr=1e-4,1e-3"], ["optim.lr=-1,-2", "hydra.sweeper.n_trials=1"]):
+        assert run(tmp_path, command(tmp_path, *mistake)).returncode != 0
+    odd = tmp_path / "odd.py"
+    odd.write_text(
+        "from ftcore import hookimpl, plugin\n\n@plugin(api=1)\nclass Odd:\n    @hookimpl\n"
+        "    def evaluate(self):\n        return {'odd': float('nan')}\n"
+    )
+    plugin = ["--plugin-file", str(odd), "+plugin=odd", "task.metric=odd"]
+    ended = run(tmp_path, command(tmp_path, "hydra.sweeper.n_trials=1", "optim.lr=1e-4,1e-3", *plugin))
+    assert "trial 0: failed: eval/odd is not a number" in ended.stdout, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_failed_trial_is_tried_again(tmp_path: Path) -> None:
     line = command(tmp_path, "hydra.sweeper.n_trials=2", "optim.lr=1e-3,1e-4")
     (tmp_path / "train.jsonl").write_text('{"text": "no label"}\n')
@@ -178,6 +193,14 @@ def test_joblib_gets_several_trials_at_once(tmp_path: Path) -> None:
         (["plugin.mixout.p=0.1,0.2", "+plugin=[],neftune"], "'plugin.mixout.p' has no effect"),
         (["optim.lr=1,2", "hydra.sweeper.pruner=medain"], "did you mean 'median'?"),
         (["optim.lr=1,2", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be 1 or more"),
+        (["optim.lr=1,2", "hydra.sweeper.startup=-1"], "hydra.sweeper.startup=-1: must be 0 or more"),
+        (["optim.lr=1,2", "hydra.sweeper.seed=-1"], "hydra.sweeper.seed=-1: must be 0 to 2,147,483,648"),
+        (["optim.lr=1,2", "hydra.sweeper.storage=/no/x"], "storage=/no/x can't be opened: [Errno 2] No such"),
+        (["optim.lr=1,2", "hydra.sweeper.storage=no://x/y"], "storage=no://x/y can't be opened: "),
+        (
+            ["optim.lr=interval(1, 2)", "hydra/sweeper=basic"],
+            "an interval is searched: add hydra/sweeper=optuna",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, more: list[str], message: str) -> None:

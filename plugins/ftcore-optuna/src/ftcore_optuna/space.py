@@ -11,6 +11,7 @@ train.epochs=int(interval(2, 5))           the same
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,8 +114,10 @@ def distribution(override: Override) -> BaseDistribution:
         raise UserError(f"{key}: no tag '{min(tags - {'log'})}' is known; known: log")
     if isinstance(sweep, IntervalSweep):
         low, high = sweep.start, sweep.end
-        if low is None or high is None or low > high or (tags and low <= 0):
-            raise UserError(f"{key}: an interval goes up{', from above 0' if tags else ''}")
+        ends = (low, high)
+        if None in ends or not all(map(math.isfinite, ends)) or low > high or (tags and low <= 0):
+            start = ", from above 0" if tags else ""
+            raise UserError(f"{key}: an interval goes up{start}, between two numbers")
         kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
         return kind(low, high, log=bool(tags))
     if tags:

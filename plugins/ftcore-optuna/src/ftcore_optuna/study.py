@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ TRIAL = "FTCORE_OPTUNA_TRIAL"
 PRUNERS = ("median", "halving")
 SAMPLERS = ("tpe", "random")
 DIRECTIONS = ("maximize", "minimize")
+MAX_SEED = 2**31
 
 
 class TracedTask:
@@ -97,6 +99,10 @@ def _check(options: OptunaSweeperConf) -> None:
     for key in ("n_trials", "n_jobs"):
         if getattr(options, key) < 1:
             raise UserError(f"hydra.sweeper.{key}={getattr(options, key)}: must be 1 or more")
+    if options.startup < 0:
+        raise UserError(f"hydra.sweeper.startup={options.startup}: must be 0 or more")
+    if not 0 <= options.seed <= MAX_SEED:
+        raise UserError(f"hydra.sweeper.seed={options.seed}: must be 0 to {MAX_SEED:,}")
 
 
 def _direction(sweeper: OptunaSweeper) -> str:
@@ -130,16 +136,14 @@ def _open(options: OptunaSweeperConf, directory: Path, space: Space, direction: 
     options.storage = options.storage or str(directory / "study.journal")
     if "://" not in options.storage:
         options.storage = str(Path(options.storage).absolute())
-    study = optuna.create_study(
-        study_name=options.study,
-        storage=_storage(options.storage),
-        direction=StudyDirection[direction.upper()],
-        load_if_exists=True,
-        pruner=_pruner(options.pruner, options.startup),
-    )
-    study.sampler = _sampler(options, len(study.get_trials(deepcopy=False)))
+    study = _create(options, direction)
     now = {**space.describe(), "direction": direction, "pruner": str(options.pruner)}
     before = study.user_attrs.get("space", now)
+    lost = (TrialState.FAIL, TrialState.WAITING)
+    if now != before and all(t.state in lost for t in study.get_trials(deepcopy=False)):
+        optuna.delete_study(study_name=options.study, storage=study._storage)  # a mistake, now corrected
+        study, before = _create(options, direction), now
+    study.sampler = _sampler(options, len(study.get_trials(deepcopy=False)))
     for key in sorted({*now, *before}):
         if now.get(key) != before.get(key):
             raise UserError(
@@ -148,6 +152,25 @@ def _open(options: OptunaSweeperConf, directory: Path, space: Space, direction: 
             )
     study.set_user_attr("space", now)
     return study
+
+
+def _create(options: OptunaSweeperConf, direction: str) -> optuna.Study:
+    """The study, new or as it is in the storage.
+
+    Raises:
+        UserError: the storage can't be opened.
+    """
+    try:
+        return optuna.create_study(
+            study_name=options.study,
+            storage=_storage(str(options.storage)),
+            direction=StudyDirection[direction.upper()],
+            load_if_exists=True,
+            pruner=_pruner(options.pruner, options.startup),
+        )
+    except Exception as error:  # a file, or a database whose driver has errors of its own
+        why = str(error.__cause__ or error).partition("\n")[0]
+        raise UserError(f"hydra.sweeper.storage={options.storage} can't be opened: {why}") from error
 
 
 def _trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -171,13 +194,13 @@ def _retry_unfinished(study: optuna.Study) -> None:
 
 
 def _run_batch(sweeper: OptunaSweeper, study: optuna.Study, space: Space, size: int) -> None:
-    options, trials, batch = sweeper.options, [study.ask() for _ in range(size)], []
-    for trial in trials:
-        overrides = space.draw(trial)
-        if options.pruner:
-            overrides.append("+plugin@plugin.optuna=optuna")
-        batch.append(overrides)
-        trial.set_user_attr("directory", str(_directory(sweeper, overrides)))
+    options, trials = sweeper.options, [study.ask() for _ in range(size)]
+    try:
+        batch = [_begin(sweeper, space, trial) for trial in trials]
+    except Exception:
+        for trial in trials:
+            study.tell(trial, state=TrialState.FAIL)
+        raise
     told = {
         "storage": options.storage,
         "study": options.study,
@@ -193,6 +216,15 @@ def _run_batch(sweeper: OptunaSweeper, study: optuna.Study, space: Space, size: 
         _tell(study, trial)
 
 
+def _begin(sweeper: OptunaSweeper, space: Space, trial: Trial) -> list[str]:
+    """A trial's overrides; it notes its directory, by which the next command finds it."""
+    overrides = space.draw(trial)
+    if sweeper.options.pruner:
+        overrides.append("+plugin@plugin.optuna=optuna")
+    trial.set_user_attr("directory", str(_directory(sweeper, overrides)))
+    return overrides
+
+
 def _directory(sweeper: OptunaSweeper, overrides: Sequence[str]) -> Path:
     cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
     return Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir).absolute()
@@ -206,6 +238,10 @@ def _tell(study: optuna.Study, trial: Trial) -> None:
         study.tell(trial, state=TrialState.FAIL)
         return
     name, value = result["metric"]["name"], result["metric"]["value"]
+    if math.isnan(value):
+        study.tell(trial, state=TrialState.FAIL)
+        print(f"trial {trial.number}: failed: {name} is not a number")
+        return
     if not name.startswith("eval/"):
         study.tell(trial, state=TrialState.FAIL)
         raise UserError(
