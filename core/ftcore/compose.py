@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import math
 import os
 import re
@@ -20,14 +21,16 @@ from typing import Any, cast
 from ftcore import config, data, sweep
 from ftcore.errors import Interrupted, UserError, nearest, note
 from ftcore.hints import HINTS
-from ftcore.plugins import check_options, conf_dirs, file_plugins, installed, load
+from ftcore.plugins import FILES, check_options, conf_dirs, file_plugins, installed, load
 from ftcore.shortforms import expand
 
 __all__ = [
     "CONF",
+    "command",
     "compose",
     "compose_sweep",
     "compose_with_directory",
+    "entered",
     "explain",
     "run_hydra",
     "selected",
@@ -36,6 +39,8 @@ __all__ = [
 
 HERE = Path(__file__).resolve().parent
 CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
+
+SEARCH = "hydra/sweeper=optuna (plugin ftcore-optuna)"
 
 UNNAMED = tuple(f"{k}=" for k in ("name", "force", "offline", *(f"train.{k}" for k in config.UNESSENTIAL)))
 """Overrides that do not change the run, and so not its directory."""
@@ -193,7 +198,7 @@ def compose_with_directory(overrides: Sequence[str]) -> tuple[config.Config, Pat
     """The `Config` of a command line, and the directory that it would run in."""
     with _hydra() as hydra:
         cfg = hydra.compose("config", overrides=_expand(overrides), return_hydra_config=True)
-        return _entered(cfg), Path(cfg.hydra.run.dir).absolute()
+        return entered(cfg), Path(cfg.hydra.run.dir).absolute()
 
 
 def compose_sweep(overrides: Sequence[str]) -> list[tuple[config.Config, Path, list[str]]]:
@@ -213,7 +218,7 @@ def compose_sweep(overrides: Sequence[str]) -> list[tuple[config.Config, Path, l
             for job in batch:
                 cfg = hydra.compose("config", overrides=job, return_hydra_config=True)
                 directory = Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir).absolute()
-                jobs.append((_entered(cfg), directory, job))
+                jobs.append((entered(cfg), directory, job))
     return jobs
 
 
@@ -230,7 +235,7 @@ def _hydra() -> Iterator[Any]:
         yield hydra
 
 
-def _entered(cfg: Any) -> config.Config:
+def entered(cfg: Any) -> config.Config:
     """The `Config` of what Hydra composed, which becomes the current one."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -332,6 +337,16 @@ def _with_absolute_files(options: Any) -> Any:
     return options
 
 
+def command(overrides: Sequence[str]) -> str:
+    """The shell command of one run, with the directory of configs and the plugin files of this process."""
+    from hydra._internal.utils import get_args_parser
+
+    given = get_args_parser().parse_args(sys.argv[1:])
+    options = [f"--config-dir={given.config_dir}"] if given.config_dir else []
+    options += [f"--plugin-file={f}" for f in os.environ.get(FILES, "").split(os.pathsep) if f]
+    return shlex.join(["ftcore", *overrides, *options])
+
+
 def known_keys() -> list[str]:
     """Every dotted key of the schema."""
     return sorted(set(_keys(config.Config, "")))
@@ -367,19 +382,29 @@ def explain(error: Exception) -> str:
         return "no plugin is installed; plugins are pip packages (see `ftcore plugins`)"
     if found := re.match(r"Could not append to config\. An item is already at '([^']+)'", text):
         return f"'{found[1]}' is there already: write it without the +"
-    if found := re.match(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", text):
-        one = shlex.quote(found[1] or found[2])
-        return f"{one} has several values; a run of each: ftcore -m {one}; one list: key=[a,b]"
+    if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", text):
+        return _explain_values(found[1])
     if text.startswith("BasicSweeper does not support sweep type : INTERVAL"):
-        return (
-            "an interval is searched: add hydra/sweeper=optuna (plugin ftcore-optuna), or write a,b or range"
-        )
+        return f"an interval can't be run value by value: write a,b or range(1,3), or add {SEARCH}"
     cause = error.__cause__
     if text.startswith("Error merging override plugin="):  # no plugin is installed: no such group
         return _explain_key("plugin", text.replace("override plugin=", "+plugin="))
     if text.startswith("Error merging override") and isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key}: wrong type: {str(cause).partition(chr(10))[0]}"
     return text.partition("\n")[0] or type(error).__name__
+
+
+def _explain_values(override: str) -> str:
+    """What to write for a sweep without `-m`."""
+    key, _, value = override.partition("=")
+    quoted = shlex.quote(override)
+    if re.search(r"\binterval\(", value):
+        return f"{quoted} is an interval to search: add -m {SEARCH}"
+    said = f"{quoted} has several values; a run of each: ftcore -m {quoted}"
+    if re.match(r"\w+\(", value):  # choice(a,b), range(3)
+        return said
+    lists, text = f"{key}=[{value}]", f"{key}={json.dumps(value, ensure_ascii=False)}"
+    return f"{said}; one list: {shlex.quote(lists)}; one text: {shlex.quote(text)}"
 
 
 def _explain_key(key: str, text: str) -> str:
