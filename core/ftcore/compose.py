@@ -26,6 +26,7 @@ from ftcore.shortforms import expand
 
 __all__ = [
     "CONF",
+    "UNNAMED",
     "command",
     "compose",
     "compose_sweep",
@@ -42,8 +43,8 @@ CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
 
 SEARCH = "hydra/sweeper=optuna (plugin ftcore-optuna)"
 
-UNNAMED = tuple(f"{k}=" for k in ("name", "force", "offline", *(f"train.{k}" for k in config.UNESSENTIAL)))
-"""Overrides that do not change the run, and so not its directory."""
+UNNAMED = ("name", "force", "offline", *(f"train.{key}" for key in config.UNESSENTIAL))
+"""Keys that do not change the run, and so not its directory."""
 
 
 def slug(overrides: Sequence[str]) -> str:
@@ -53,7 +54,7 @@ def slug(overrides: Sequence[str]) -> str:
     cut, a digest is added, so that different overrides never share a name.
     """
     kept = sorted(
-        (o for o in overrides if not o.startswith(UNNAMED)), key=lambda o: (o.startswith("data"), o)
+        (o for o in overrides if o.partition("=")[0] not in UNNAMED), key=lambda o: (o.startswith("data"), o)
     )
     if not kept:
         return "default"
@@ -403,8 +404,12 @@ def _explain_values(override: str) -> str:
     said = f"{quoted} has several values; a run of each: ftcore -m {quoted}"
     if re.match(r"\w+\(", value):  # choice(a,b), range(3)
         return said
-    lists, text = f"{key}=[{value}]", f"{key}={json.dumps(value, ensure_ascii=False)}"
-    return f"{said}; one list: {shlex.quote(lists)}; one text: {shlex.quote(text)}"
+    if key == "+plugin":
+        return f"{said}; one run of all: {shlex.quote(f'{key}=[{value}]')}"
+    if key not in known_keys() and not key.startswith("plugin."):  # a group, of which a run has one
+        return said
+    text = f"{key}={json.dumps(value, ensure_ascii=False)}"
+    return f"{said}; one list: {shlex.quote(f'{key}=[{value}]')}; one text: {shlex.quote(text)}"
 
 
 def _explain_key(key: str, text: str) -> str:

@@ -24,6 +24,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from ftcore.compose import UNNAMED
 from ftcore.errors import UserError
 
 __all__ = ["Space", "distribution"]
@@ -80,15 +81,16 @@ class Space:
         return chosen + [drawn(key) for key in self.overrides if _of(key) in plugins]
 
     def samples(self) -> Iterator[list[str]]:
-        """Overrides of a few trials: each choice of a config group (a plugin, a model) is in one."""
+        """Overrides of a few trials: each choice of a key is in one, those of plugins and models first."""
         first = {key: _choices(value)[0] for key, value in self.overrides.items()}
-        groups = [(k, v) for k in first if "." not in k for v in _choices(self.overrides[k])[1:]]
-        for trial in [first, *(first | {key: choice} for key, choice in groups)][:MAX_SAMPLES]:
+        keys = sorted(first, key=lambda key: "." in key)
+        others = [first | {key: value} for key in keys for value in _choices(self.overrides[key])[1:]]
+        for trial in [first, *others][:MAX_SAMPLES]:
             yield self.draw(lambda key, _, trial=trial: trial[key])  # type: ignore[misc]
 
     def describe(self) -> dict[str, str]:
-        """Each key and what it is or is drawn from, as text: equal for equal spaces."""
-        return {key: str(value) for key, value in sorted(self.overrides.items())}
+        """Each key that changes a run and what it is or is drawn from, as text: equal for equal spaces."""
+        return {key: str(value) for key, value in sorted(self.overrides.items()) if key not in UNNAMED}
 
     def _check_plugins(self) -> None:
         needed = {_of(key): key for key in self.overrides if _of(key)}

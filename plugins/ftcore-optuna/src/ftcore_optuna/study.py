@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import optuna
@@ -87,7 +88,7 @@ def search(sweeper: OptunaSweeper, arguments: Sequence[str]) -> None:
     direction = options.direction or _direction(sweeper)
     for sample in space.samples():
         _composed(sweeper, sample)  # a misspelt key or choice is said before anything is there
-    with lease(directory / f".study-{options.study}"):
+    with lease(directory / f".study-{quote(options.study, safe='')}"):
         study = _open(options, directory, space, direction)
         _check_unchanged(sweeper, study, space)
         _retry_unfinished(study)
@@ -180,6 +181,8 @@ def _create(options: OptunaSweeperConf, direction: str) -> optuna.Study:
         )
     except Exception as error:  # a file, or a database whose driver has errors of its own
         why = str(error.__cause__ or error).partition("\n")[0]
+        if isinstance(error, KeyError | ValueError) and "://" not in str(options.storage):
+            why = "it is no journal of Optuna's"
         raise UserError(f"hydra.sweeper.storage={options.storage} can't be opened: {why}") from error
 
 
