@@ -267,14 +267,16 @@ def _tell(sweeper: OptunaSweeper, study: optuna.Study, trial: Trial) -> None:
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if result is None or result["metric"]["value"] is None:
         study.tell(trial, state=TrialState.FAIL)
+        print(f"trial {trial.number}: failed")
         return
     name, value = result["metric"]["name"], result["metric"]["value"]
     pruned = result["status"] == "pruned"
     if pruned or sweeper.options.pruner:
         report(trial, run_dir, name, math.inf if pruned else result["steps"])
-    if math.isnan(value):
+    worst = math.inf if study.direction == StudyDirection.MINIMIZE else -math.inf
+    if not math.isfinite(value) and value != worst:
         study.tell(trial, state=TrialState.FAIL)
-        print(f"trial {trial.number}: failed: {name} is not a number")
+        print(f"trial {trial.number}: failed: {name} is {value}")
         return
     if not name.startswith("eval/"):
         study.tell(trial, state=TrialState.FAIL)
@@ -284,6 +286,7 @@ def _tell(sweeper: OptunaSweeper, study: optuna.Study, trial: Trial) -> None:
         )
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)
+        print(f"trial {trial.number}: pruned at step {result['steps']}: {result['reason']}")
         return
     study.tell(trial, value)
     best = study.best_trial
@@ -308,6 +311,8 @@ def _report(study: optuna.Study, space: Space) -> None:
     counts = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
     parts = [f"{n} {what}" for what, s in counts.items() if (n := sum(t.state == s for t in trials))]
     print(f"\nstudy {study.study_name}: {len(trials)} trials, {', '.join(parts)}")
+    if not isinstance(study.pruner, NopPruner) and not any(t.intermediate_values for t in trials):
+        print("note: the pruner was never asked: no evaluation before the last; lower train.eval_every")
     if any(t.state == TrialState.COMPLETE for t in trials):
         best = study.best_trial
         chosen = " ".join(f"{key}={value}" for key, value in best.params.items())
