@@ -377,6 +377,8 @@ def explain(error: Exception) -> str:
         return f"can't read '{error.override}': write key=value (`ftcore --help` shows how)"
     if text.startswith(("Multiple values for plugin", "plugin appears more than once")):
         return "choose several plugins by one list: '+plugin=[a,b]'"
+    if found := re.match(r"Multiple values for ([\w/]+)\. To override a value", text):
+        return f"'{found[1]}' has a value already: write {found[1]}= once, without the +"
     if found := re.match(r"Could not override '([^']+)'", text):
         return _explain_key(found[1], text)
     if text.startswith("Could not append to config. An item is already at 'plugin'"):

@@ -68,7 +68,7 @@ def test_options_of_a_plugin_are_drawn_where_it_is_chosen() -> None:
     seen = set()
     for _ in range(30):
         trial = study.ask()
-        drawn = found.draw(trial)
+        drawn = found.draw(trial._suggest)
         chosen = selects(drawn)
         seen.add(tuple(chosen))
         keys = [o.partition("=")[0] for o in drawn]

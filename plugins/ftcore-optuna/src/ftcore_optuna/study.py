@@ -216,8 +216,9 @@ def _retry_unfinished(study: optuna.Study) -> None:
         if old.state == TrialState.RUNNING:
             study.tell(old.number, state=TrialState.FAIL)
         again.append(old.number)
-        # One that was not drawn to its end is drawn again, but for what was asked for by `enqueue_trial`.
-        if params := old.params if directory else old.system_attrs.get("fixed_params"):
+        # One that was killed while it was drawn is drawn again, but for what was asked for by `enqueue_trial`.
+        asked = old.system_attrs.get("fixed_params") if old.state == TrialState.RUNNING else None
+        if params := old.params if directory else asked:
             study.enqueue_trial(params)
     study.set_user_attr("tried_again", again)
 
@@ -247,7 +248,11 @@ def _run_batch(sweeper: OptunaSweeper, study: optuna.Study, space: Space, size: 
 
 def _begin(sweeper: OptunaSweeper, space: Space, trial: Trial) -> list[str]:
     """A trial's overrides; it notes its directory, by which the next command finds it."""
-    overrides = _overrides(sweeper, space, trial._suggest)
+    try:
+        overrides = _overrides(sweeper, space, trial._suggest)
+    except ValueError as error:  # another program has asked for values by `enqueue_trial`
+        trial.study.tell(trial, state=TrialState.FAIL)
+        raise UserError(f"trial {trial.number} of study '{trial.study.study_name}': {error}") from error
     hydra = _composed(sweeper, overrides).hydra
     trial.set_user_attr("directory", str(Path(hydra.sweep.dir, hydra.sweep.subdir).absolute()))
     return overrides
