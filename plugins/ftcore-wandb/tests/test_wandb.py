@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -87,15 +86,15 @@ def read(run_dir: Path) -> tuple[set[str], dict[int, dict[str, Any]], dict[str, 
     return ids, history, summary, first
 
 
-def test_a_stopped_run_goes_on_in_the_same_wandb_run(tmp_path: Path, arguments: list[str]) -> None:
-    """One id over a stop and a resume; every record of metrics.jsonl is there, and the test figures."""
+def test_a_killed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, arguments: list[str]) -> None:
+    """One id over SIGKILL and a resume; every record of metrics.jsonl is there, and the test figures."""
     run_dir = tmp_path / "run"
-    process = start(tmp_path, *arguments, WANDB_MODE="offline")
+    process = start(tmp_path, *arguments, "train.steps=150", "train.save_every=5", WANDB_MODE="offline")
     deadline = time.monotonic() + 120
-    while not (run_dir / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+    while not list(run_dir.glob("checkpoints/step-6?")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    end(process, 75)
+    process.kill()
+    end(process, -9)
     end(start(tmp_path, "resume", str(run_dir), WANDB_MODE="offline"), 0)
     ids, history, summary, first = read(run_dir)
     assert len(ids) == 1

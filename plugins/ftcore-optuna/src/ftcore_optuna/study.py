@@ -216,7 +216,7 @@ def _retry_unfinished(study: optuna.Study) -> None:
         if old.state == TrialState.RUNNING:
             study.tell(old.number, state=TrialState.FAIL)
         again.append(old.number)
-        # One that was killed while it was drawn is drawn again, but for what was asked for by `enqueue_trial`.
+        # One that was killed while it was drawn is drawn again, but for what `enqueue_trial` asked for.
         asked = old.system_attrs.get("fixed_params") if old.state == TrialState.RUNNING else None
         if params := old.params if directory else asked:
             study.enqueue_trial(params)

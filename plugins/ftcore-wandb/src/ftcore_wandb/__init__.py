@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
@@ -12,6 +14,41 @@ from omegaconf import OmegaConf
 from ftcore import State, UserError, hookimpl, plugin
 
 __all__ = ["Wandb"]
+
+
+BLOCK, HEADER = 32768, 7
+"""Bytes of a `.wandb` file, which is a LevelDB log: it is written block by block, so a kill loses one."""
+
+
+def last_step(run_dir: Path, run_id: str) -> int:
+    """The last step in the files that earlier starts of a run left offline; -1 where there is none."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    last = -1
+    for file in run_dir.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"):
+        with contextlib.suppress(DecodeError):  # torn: what comes after it can't be read
+            for payload in _payloads(file.read_bytes()):
+                record = Record.FromString(payload)
+                last = max(last, record.history.step.num if record.HasField("history") else -1)
+    return last
+
+
+def _payloads(data: bytes) -> Iterator[bytes]:
+    """Whole records: parts of them have a header of checksum (4 bytes), size (2) and kind (1)."""
+    at, parts = HEADER, b""  # the file has a header as well
+    while at + HEADER <= len(data):
+        if BLOCK - at % BLOCK < HEADER:  # no room for another: padding
+            at += BLOCK - at % BLOCK
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        at += HEADER + size
+        if kind == 0 or at > len(data):
+            return
+        parts += data[at - size : at]
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
 
 
 @plugin()
@@ -33,7 +70,12 @@ class Wandb:
 
     @hookimpl
     def on_log(self, record: Mapping[str, Any]) -> None:
-        self._run = self._run or self._open()  # only on the rank that logs
+        if self._run is None:  # only on the rank that logs
+            self._run = self._open()
+            self._log_lost()
+        self._log(record)
+
+    def _log(self, record: Mapping[str, Any]) -> None:
         # Steps that a resumed run makes again have the values they had; W&B keeps the first.
         values = {k: v for k, v in record.items() if k != "step" and v is not None}
         self._run.log(values, step=record["step"])
@@ -61,6 +103,14 @@ class Wandb:
         except wandb.Error as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"wandb: {reason} plugin.wandb.mode=offline needs no login") from error
+
+    def _log_lost(self) -> None:
+        """Log what a killed start had not written yet; `metrics.jsonl` ends where the run was resumed."""
+        path = self._directory / "metrics.jsonl"
+        kept = max(last_step(self._directory, self._id), self._run.starting_step - 1)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            if (record := json.loads(line))["step"] > kept:
+                self._log(record)
 
     @hookimpl
     def on_train_end(self, state: State) -> None:
