@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from ftcore import State, UserError, hookimpl, plugin
 
 __all__ = ["Wandb"]
 
+
+MODES = ("online", "offline", "disabled", "shared", "run", "dryrun")
 
 BLOCK, HEADER = 32768, 7
 """Bytes of a `.wandb` file, which is a LevelDB log: it is written block by block, so a kill loses one."""
@@ -61,6 +64,9 @@ class Wandb:
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
 
     def __post_init__(self) -> None:
+        mode = os.environ.get("WANDB_MODE", "online")
+        if self.mode == "auto" and mode not in MODES:
+            raise ValueError(f"WANDB_MODE={mode}: known: {', '.join(MODES)}")
         self._id = secrets.token_hex(4)
         self._run: Any = None
 
@@ -84,6 +90,8 @@ class Wandb:
         import wandb
 
         folder = self._directory
+        if wandb.run is not None:  # of a sweep's job that failed in this process
+            wandb.run.finish(exit_code=1)
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         try:
             return wandb.init(
@@ -97,12 +105,12 @@ class Wandb:
                 dir=folder,
                 config=config,
                 allow_val_change=True,  # a resumed run may log or keep more
-                reinit="finish_previous",  # of a sweep's job that failed in this process
                 settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
             )
         except wandb.Error as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"wandb: {reason} plugin.wandb.mode=offline needs no login") from error
+            reason = str(error).partition("\n")[0].rstrip(".")
+            hint = "" if self.mode == "offline" else "; plugin.wandb.mode=offline needs no login"
+            raise UserError(f"wandb: {reason}{hint}") from error
 
     def _log_lost(self) -> None:
         """Log what a killed start had not written yet; `metrics.jsonl` ends where the run was resumed."""
