@@ -45,7 +45,7 @@ def test_name_is_a_directorys_and_does_not_depend_on_the_order(overrides: list[s
     shuffled = list(overrides)
     seed.shuffle(shuffled)
     assert slug(shuffled) == name
-    assert slug([*shuffled, *(f"{key}x" for key in UNNAMED)]) == name
+    assert slug([*shuffled, *(f"{key}=x" for key in UNNAMED)]) == name
 
 
 def test_names_are_readable() -> None:
@@ -186,6 +186,23 @@ def explained(*overrides: str) -> str:
         (["plugin.alpha.rate=1"], r"no effect: 'alpha' is not chosen; add \+plugin=alpha"),
         (["plugin.alpha.rat=1"], r"plugin alpha has no option 'rat'; did you mean 'rate'\?"),
         (["+plugin=alpha", "plugin.alpha.rat=1"], r"plugin alpha has no option 'rat'; did you mean 'rate'\?"),
+        (["+model=tiny_bert"], r"^'model' has a value already: write model= once, without the \+$"),
+        (
+            ["seed=0,1"],
+            r"^seed=0,1 has several values; a run of each: ftcore -m seed=0,1; one list: 'seed=\[",
+        ),
+        (["name=a b,c"], r"; one list: 'name=\[a b,c\]'; one text: 'name=\"a b,c\"'$"),
+        (["name=choice(a, b c)"], r"a run of each: ftcore -m 'name=choice\(a, b c\)'$"),
+        (
+            ["+plugin=alpha,beta"],
+            r"ftcore -m \+plugin=alpha,beta; one run of all: '\+plugin=\[alpha,beta\]'$",
+        ),
+        (["model=tiny_bert,minilm"], r"; a run of each: ftcore -m model=tiny_bert,minilm$"),
+        (
+            ["optim.lr=interval(1e-5, 1)"],
+            r"1\)' is an interval to search: add -m hydra/sweeper=optuna \(plugin",
+        ),
+        (["hydra.sweper.n=1"], r"^Hydra has no key 'hydra\.sweper\.n' here; `ftcore --cfg hydra`"),
         (["plugin.alhpa.rate=1"], r"no plugin 'alhpa' is installed; did you mean 'alpha'\?"),
     ],
 )

@@ -8,9 +8,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,14 +22,17 @@ from ftcore import config, data, sweep
 from ftcore.errors import Interrupted, SweepFailed, UserError, nearest, note
 from ftcore.hints import HINTS
 from ftcore.launch import rank_environment
-from ftcore.plugins import check_options, conf_dirs, file_plugins, installed, load
+from ftcore.plugins import FILES, check_options, conf_dirs, file_plugins, installed, load
 from ftcore.shortforms import expand
 
 __all__ = [
     "CONF",
+    "UNNAMED",
+    "command",
     "compose",
     "compose_sweep",
     "compose_with_directory",
+    "entered",
     "explain",
     "run_hydra",
     "selected",
@@ -37,8 +42,10 @@ __all__ = [
 HERE = Path(__file__).resolve().parent
 CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
 
-UNNAMED = tuple(f"{k}=" for k in ("name", "force", "offline", *(f"train.{k}" for k in config.UNESSENTIAL)))
-"""Overrides that do not change the run, and so not its directory."""
+SEARCH = "hydra/sweeper=optuna (plugin ftcore-optuna)"
+
+UNNAMED = ("name", "force", "offline", *(f"train.{key}" for key in config.UNESSENTIAL))
+"""Keys that do not change the run, and so not its directory."""
 
 
 def slug(overrides: Sequence[str]) -> str:
@@ -48,7 +55,7 @@ def slug(overrides: Sequence[str]) -> str:
     cut, a digest is added, so that different overrides never share a name.
     """
     kept = sorted(
-        (o for o in overrides if not o.startswith(UNNAMED)), key=lambda o: (o.startswith("data"), o)
+        (o for o in overrides if o.partition("=")[0] not in UNNAMED), key=lambda o: (o.startswith("data"), o)
     )
     if not kept:
         return "default"
@@ -196,7 +203,7 @@ def compose_with_directory(overrides: Sequence[str]) -> tuple[config.Config, Pat
     """The `Config` of a command line, and the directory that it would run in."""
     with _hydra() as hydra:
         cfg = hydra.compose("config", overrides=_expand(overrides), return_hydra_config=True)
-        return _entered(cfg), Path(cfg.hydra.run.dir).absolute()
+        return entered(cfg), Path(cfg.hydra.run.dir).absolute()
 
 
 def compose_sweep(overrides: Sequence[str]) -> list[tuple[config.Config, Path, list[str]]]:
@@ -216,7 +223,7 @@ def compose_sweep(overrides: Sequence[str]) -> list[tuple[config.Config, Path, l
             for job in batch:
                 cfg = hydra.compose("config", overrides=job, return_hydra_config=True)
                 directory = Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir).absolute()
-                jobs.append((_entered(cfg), directory, job))
+                jobs.append((entered(cfg), directory, job))
     return jobs
 
 
@@ -233,7 +240,7 @@ def _hydra() -> Iterator[Any]:
         yield hydra
 
 
-def _entered(cfg: Any) -> config.Config:
+def entered(cfg: Any) -> config.Config:
     """The `Config` of what Hydra composed, which becomes the current one."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -335,6 +342,16 @@ def _with_absolute_files(options: Any) -> Any:
     return options
 
 
+def command(overrides: Sequence[str]) -> str:
+    """The shell command of one run, with the directory of configs and the plugin files of this process."""
+    from hydra._internal.utils import get_args_parser
+
+    given = get_args_parser().parse_args(sys.argv[1:])
+    options = [f"--config-dir={given.config_dir}"] if given.config_dir else []
+    options += [f"--plugin-file={f}" for f in os.environ.get(FILES, "").split(os.pathsep) if f]
+    return shlex.join(["ftcore", *overrides, *options])
+
+
 def known_keys() -> list[str]:
     """Every dotted key of the schema."""
     return sorted(set(_keys(config.Config, "")))
@@ -364,12 +381,18 @@ def explain(error: Exception) -> str:
         return f"can't read '{error.override}': write key=value (`ftcore --help` shows how)"
     if text.startswith(("Multiple values for plugin", "plugin appears more than once")):
         return "choose several plugins by one list: '+plugin=[a,b]'"
+    if found := re.match(r"Multiple values for ([\w/]+)\. To override a value", text):
+        return f"'{found[1]}' has a value already: write {found[1]}= once, without the +"
     if found := re.match(r"Could not override '([^']+)'", text):
         return _explain_key(found[1], text)
     if text.startswith("Could not append to config. An item is already at 'plugin'"):
         return "no plugin is installed; plugins are pip packages (see `ftcore plugins`)"
     if found := re.match(r"Could not append to config\. An item is already at '([^']+)'", text):
         return f"'{found[1]}' is there already: write it without the +"
+    if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", text):
+        return _explain_values(found[1])
+    if text.startswith("BasicSweeper does not support sweep type : INTERVAL"):
+        return f"an interval can't be run value by value: write a,b or range(1,3), or add {SEARCH}"
     cause = error.__cause__
     if text.startswith("Error merging override plugin="):  # no plugin is installed: no such group
         return _explain_key("plugin", text.replace("override plugin=", "+plugin="))
@@ -378,8 +401,29 @@ def explain(error: Exception) -> str:
     return text.partition("\n")[0] or type(error).__name__
 
 
+def _explain_values(override: str) -> str:
+    """What to write for a sweep without `-m`."""
+    key, _, value = override.partition("=")
+    quoted = shlex.quote(override)
+    if re.search(r"\binterval\(", value):
+        return f"{quoted} is an interval to search: add -m {SEARCH}"
+    said = f"{quoted} has several values; a run of each: ftcore -m {quoted}"
+    if re.match(r"\w+\(", value):  # choice(a,b), range(3)
+        return said
+    if key == "+plugin":
+        return f"{said}; one run of all: {shlex.quote(f'{key}=[{value}]')}"
+    if key not in known_keys() and not key.startswith("plugin."):  # a group, of which a run has one
+        return said
+    text = f"{key}={json.dumps(value, ensure_ascii=False)}"
+    return f"{said}; one list: {shlex.quote(f'{key}=[{value}]')}; one text: {shlex.quote(text)}"
+
+
 def _explain_key(key: str, text: str) -> str:
     group, _, rest = key.partition(".")
+    if group == "hydra":
+        return (
+            f"Hydra has no key '{key}' here; `ftcore --cfg hydra` with the same hydra/... prints those it has"
+        )
     if key == "plugin":
         value = (re.search(r"\+plugin=(\S+)", text) or ["", "NAME"])[1]
         return f"a plugin is added with a plus: +plugin={value}"

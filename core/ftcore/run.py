@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ftcore.job import Job
     from ftcore.plugins import Enabled
 
-__all__ = ["disk_bytes", "read_config", "run", "state", "train_here"]
+__all__ = ["OWN", "disk_bytes", "read_config", "run", "state", "train_here"]
 
 OWN = (
     *("config.yaml", "run.json", "metrics.jsonl", "result.json", "failed.json"),

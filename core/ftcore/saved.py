@@ -22,7 +22,7 @@ from ftcore.screen import Screen
 from ftcore.signals import StopFlag
 from ftcore.strategies import Single
 
-__all__ = ["Saved", "open_saved", "ready"]
+__all__ = ["Saved", "model_of", "open_saved", "ready"]
 
 SETTINGS = (
     "data.",
@@ -73,13 +73,27 @@ def open_saved(where: str, settings: Sequence[str]) -> Saved:
     return saved
 
 
-def _of_run(folder: Path) -> Saved:
-    cfg = read_config(folder)
+def model_of(folder: Path) -> Path:
+    """The directory of a finished run's model.
+
+    Raises:
+        UserError: it has not finished, was pruned, or its model was taken away.
+    """
     if not (folder / "result.json").is_file():
         raise UserError(f"{folder} has not finished; go on with: ftcore resume {folder}")
+    if not (folder / "model").is_dir():
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        pruned = f": it was pruned ({result.get('reason')})" if result.get("status") == "pruned" else ""
+        raise UserError(f"{folder} has no model/{pruned}; force=true with its command trains it again")
+    return folder / "model"
+
+
+def _of_run(folder: Path) -> Saved:
+    cfg = read_config(folder)
+    model = model_of(folder)
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     device = cfg.trainer.get("device") if isinstance(cfg.trainer, dict) else cfg.trainer.device
-    cfg.model.path, cfg.model.revision, cfg.model.add_tokens = str(folder / "model"), None, None
+    cfg.model.path, cfg.model.revision, cfg.model.add_tokens = str(model), None, None
     cfg.trainer = TrainerConfig(device=device)
     if cfg.task.name == "auto":
         cfg.task.name = text_task(cfg)

@@ -30,9 +30,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--shard-size", default="5GB", help="largest weights file (5GB, 500MB, ...)")
     parser.add_argument("--public", action="store_true", help="a hub repository that all can read")
     options = parser.parse_args(arguments)
-    folder = options.run / "model"
-    if not (options.run / "result.json").is_file() or not folder.is_dir():
-        raise UserError(f"{options.run} is no finished run: it has no result.json and model/")
+    if not (options.run / "config.yaml").is_file():
+        raise UserError(f"{options.run} is no run: it has no config.yaml")
+    from ftcore.saved import model_of
+
+    folder = model_of(options.run)
     if options.to.startswith(HUB):
         with tempfile.TemporaryDirectory(prefix="ftcore-export-") as parcel:
             _write(folder, Path(parcel), options.dtype, options.shard_size)

@@ -46,6 +46,7 @@ def test_distributions(text: str, expected: object) -> None:
     [
         ("a=interval(1,0)", "an interval goes up"),
         ("a=tag(log,interval(0,1))", "from above 0"),
+        ("a=interval(0,inf)", "between two numbers"),
         ("a=tag(lg,interval(1,2))", "no tag 'lg' is known; known: log"),
         ("a=tag(log,choice(1,2))", "'log' is for intervals"),
     ],
@@ -67,7 +68,7 @@ def test_options_of_a_plugin_are_drawn_where_it_is_chosen() -> None:
     seen = set()
     for _ in range(30):
         trial = study.ask()
-        drawn = found.draw(trial)
+        drawn = found.draw(trial._suggest)
         chosen = selects(drawn)
         seen.add(tuple(chosen))
         keys = [o.partition("=")[0] for o in drawn]

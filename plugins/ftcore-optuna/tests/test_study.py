@@ -1,7 +1,11 @@
 """Studies by the command line: techniques and options in one space, pruning, crashes, and going on."""
 
+import contextlib
+import io
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +19,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+
+from ftcore.cli import main
 
 ROWS = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": "yes" if i % 2 else "no"} for i in range(40)]
 SPACE = ["+plugin=[],mixout", "plugin.mixout.p=interval(0.1,0.9)", "optim.lr=tag(log,interval(1e-5,1e-3))"]
@@ -37,7 +43,17 @@ def command(tmp: Path, *more: str, validation: bool = True) -> list[str]:
 
 
 def run(tmp: Path, line: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(line, cwd=tmp, env=environment(tmp), capture_output=True, text=True, timeout=240)
+    """The command to its end, in this process: a start of its own takes seconds."""
+    out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment(tmp))
+    try:
+        with contextlib.chdir(tmp), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(line[3:])
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return subprocess.CompletedProcess(list(line), code, out.getvalue(), err.getvalue())
 
 
 def study(tmp: Path, name: str = "default") -> optuna.Study:
@@ -52,8 +68,9 @@ def results(tmp: Path) -> dict[Path, Any]:
 
 
 def is_in_the_middle(tmp: Path) -> bool:
-    """Whether some run has saved a checkpoint and has no result yet."""
-    saved = {f.parent.parent for f in (tmp / "runs").glob("default/*/checkpoints/step-*")}
+    """Whether some run has saved a checkpoint after its first evaluation and has no result yet."""
+    steps = (tmp / "runs").glob("default/*/checkpoints/step-*")
+    saved = {f.parent.parent for f in steps if int(f.name.removeprefix("step-")) >= 50}
     return bool(saved - set(results(tmp)))
 
 
@@ -85,15 +102,28 @@ def test_trials_are_runs_and_the_study_goes_on(tmp_path: Path) -> None:
     assert results(tmp_path).items() >= found.items()
 
 
-def test_a_study_of_another_space_is_refused(tmp_path: Path) -> None:
-    run(tmp_path, command(tmp_path, "hydra.sweeper.n_trials=1", "optim.lr=1e-4,1e-3"))
-    other = run(tmp_path, command(tmp_path, "hydra.sweeper.n_trials=2", "optim.lr=1e-4,1e-2"))
-    assert other.returncode == 2
-    assert "study 'default' was begun with optim.lr=Categorical" in other.stderr
-    assert "set another hydra.sweeper.study=" in other.stderr
-    longer = run(tmp_path, command(tmp_path, "optim.lr=1e-4,1e-3", "train.steps=9"))
-    assert longer.returncode == 2
-    assert "begun with train.steps=8, now 9" in longer.stderr
+def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
+    """Another space, setting, direction, place or data; what changes no run is not asked about."""
+    storage = ["hydra.sweeper.storage=sqlite:///study.db", "hydra.sweeper.study=one"]
+    own = [*storage, "hydra.sweeper.n_trials=1"]
+    assert run(tmp_path, command(tmp_path, *own, "optim.lr=1e-4,1e-3")).returncode == 0
+    quiet = run(tmp_path, command(tmp_path, *own, "optim.lr=1e-4,1e-3", "train.log_every=3"))
+    assert "1 trials, 1 finished" in quiet.stdout, quiet.stderr
+    lr = "optim.lr=1e-4,1e-3"
+    for more, message in (
+        (["optim.lr=1e-4,1e-2"], "study 'one' was begun with optim.lr=Categorical"),
+        ([lr, "train.steps=9"], "begun with train.steps=8, now 9; set another hydra.sweeper.study="),
+        ([lr, "hydra.sweeper.direction=minimize"], "begun with direction=maximize, now minimize"),
+        ([lr, "name=b"], f"begun with hydra.sweep.dir={tmp_path}/runs/default, now {tmp_path}/runs/b"),
+    ):
+        other = run(tmp_path, command(tmp_path, *storage, *more))
+        assert other.returncode == 2
+        assert message in other.stderr
+    line = command(tmp_path, *storage, lr)
+    (tmp_path / "train.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    changed = run(tmp_path, line)
+    assert changed.returncode == 2
+    assert "study 'one' can't go on: the data files have changed since" in changed.stderr
 
 
 @pytest.mark.parametrize("trainer", ["single", "ddp"])
@@ -125,9 +155,10 @@ def test_a_run_that_leads_nowhere_is_pruned(tmp_path: Path, trainer: str) -> Non
 
 
 def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
-    """SIGKILL in a trial: the same command resumes that trial, and makes the others."""
-    line = command(tmp_path, "hydra.sweeper.n_trials=3", "train.steps=200", "optim.lr=interval(1e-4,1e-3)")
-    line = [a.replace("eval_every=2", "eval_every=100").replace("save_every=2", "save_every=5") for a in line]
+    """SIGKILL in a trial: the same command resumes that trial, and makes those that it would have made."""
+    space = ["hydra.sweeper.n_trials=3", "optim.lr=interval(1e-4,1e-3)"]
+    pruner = ["hydra.sweeper.pruner=median", "hydra.sweeper.startup=100"]
+    line = command(tmp_path, *space, *pruner, "train.steps=200", "train.eval_every=40", "train.save_every=5")
     process = subprocess.Popen(
         line, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -145,6 +176,35 @@ def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
     assert "resuming at step" in ended.stdout
     assert len(results(tmp_path)) == 3
     assert results(tmp_path).items() >= before.items()
+    done = [t for t in study(tmp_path).trials if t.state == TrialState.COMPLETE]
+    assert all(sorted(t.intermediate_values) == [40, 80, 120, 160] for t in done), "told before the kill"
+    whole = run(tmp_path, command(tmp_path, *space, "train.steps=1", "name=whole"))
+    assert whole.returncode == 0, whole.stderr
+    assert [t.params for t in done] == [t.params for t in study(tmp_path, "whole").trials]
+
+
+def test_a_metric_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
+    """NaN, and infinity on the better side; the best trial's command runs as printed."""
+    odd = tmp_path / "odd.py"
+    odd.write_text(
+        "from ftcore import hookimpl, plugin\n\n@plugin(api=1)\nclass Odd:\n    x: str = ''\n"
+        "    @hookimpl\n    def evaluate(self):\n        return {'odd': float(self.x)}\n"
+    )
+    begun = study(tmp_path)
+    for x in ("nan", "inf", "3 "):
+        begun.enqueue_trial({"plugin.odd.x": f"'{x}'"})
+    space = ["--plugin-file", str(odd), "+plugin=odd", "task.metric=odd", "plugin.odd.x='nan','inf','3 '"]
+    late = ["hydra.sweeper.n_trials=3", "hydra.sweeper.pruner=median", "train.eval_every=8"]
+    ended = run(tmp_path, command(tmp_path, *late, *space))
+    assert "trial 0: failed: eval/odd is nan" in ended.stdout, ended.stderr
+    assert "trial 1: failed: eval/odd is inf" in ended.stdout
+    assert "study default: 3 trials, 1 finished, 2 failed" in ended.stdout
+    assert "note: the pruner was never asked" in ended.stdout
+    assert "Traceback" not in ended.stderr
+    (printed,) = re.findall(r"^  ftcore (.*)$", ended.stdout, re.M)
+    alone = run(tmp_path, [sys.executable, "-m", "ftcore", *shlex.split(printed)])
+    assert alone.returncode == 0, alone.stderr
+    assert "odd 3.0000" in alone.stdout
 
 
 def test_a_failed_trial_is_tried_again(tmp_path: Path) -> None:
@@ -160,12 +220,16 @@ def test_a_failed_trial_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_joblib_gets_several_trials_at_once(tmp_path: Path) -> None:
-    more = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"]
-    pruner = ["hydra.sweeper.pruner=median", "hydra.sweeper.startup=100", "hydra.sweeper.n_trials=4"]
-    ended = run(tmp_path, command(tmp_path, *more, *pruner, "optim.lr=interval(1e-4,1e-3)"))
+    """Each reports to its own trial; of two with the same values one is run."""
+    for lr in ("0.001", "0.0001", "0.001"):
+        study(tmp_path).enqueue_trial({"optim.lr": lr})
+    more = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=3"]
+    pruner = ["hydra.sweeper.pruner=median", "hydra.sweeper.startup=100", "hydra.sweeper.n_trials=3"]
+    ended = run(tmp_path, command(tmp_path, *more, *pruner, "optim.lr=1e-3,1e-4"))
     assert ended.returncode == 0, ended.stderr
+    assert "2 jobs: 2 finished" in ended.stdout
     trials = study(tmp_path).trials
-    assert [t.state for t in trials] == [TrialState.COMPLETE] * 4
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 3
     assert all(sorted(t.intermediate_values) == [2, 4, 6] for t in trials), (
         "each job reported to its own trial"
     )
@@ -178,6 +242,22 @@ def test_joblib_gets_several_trials_at_once(tmp_path: Path) -> None:
         (["plugin.mixout.p=0.1,0.2", "+plugin=[],neftune"], "'plugin.mixout.p' has no effect"),
         (["optim.lr=1,2", "hydra.sweeper.pruner=medain"], "did you mean 'median'?"),
         (["optim.lr=1,2", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be 1 or more"),
+        (["optim.lrr=1,2"], "no config key 'optim.lrr'; did you mean 'optim.lr'?"),
+        (["optim.lr=1,x"], "optim.lr: wrong type"),
+        (["+plugin=[],mixout", "plugin.mixout.pp=1,2"], "plugin mixout has no option 'pp'"),
+        (["optim.lr=1,2", "hydra.sweeper.n_jobs=2"], "n_jobs=2: this launcher runs one at a time; add"),
+        (
+            ["optim.lr=1,2", "hydra.sweeper.storage=train.jsonl"],
+            "can't be opened: it is no journal of Optuna's",
+        ),
+        (["optim.lr=1,2", "hydra.sweeper.startup=-1"], "hydra.sweeper.startup=-1: must be 0 or more"),
+        (["optim.lr=1,2", "hydra.sweeper.seed=-1"], "hydra.sweeper.seed=-1: must be 0 to 2,147,483,648"),
+        (["optim.lr=1,2", "hydra.sweeper.storage=/no/x"], "storage=/no/x can't be opened: [Errno 2] No such"),
+        (["optim.lr=1,2", "hydra.sweeper.storage=no://x/y"], "storage=no://x/y can't be opened: "),
+        (
+            ["optim.lr=interval(1, 2)", "hydra/sweeper=basic"],
+            "write a,b or range(1,3), or add hydra/sweeper=optuna",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, more: list[str], message: str) -> None:
@@ -185,7 +265,7 @@ def test_bad_input_is_one_line(tmp_path: Path, more: list[str], message: str) ->
     assert ended.returncode == 2, ended.stderr
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert not results(tmp_path)
+    assert not list((tmp_path / "runs").rglob("study.journal")), "a mistake begins no study"
 
 
 def test_a_search_by_test_data_is_refused(tmp_path: Path) -> None:

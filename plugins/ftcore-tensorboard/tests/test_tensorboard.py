@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ftcore_tensorboard import TensorBoard
 
 ROWS = [{"text": f"row {i} " + "ab" * (i % 7), "label": "yes" if i % 3 else "no"} for i in range(32)]
 
@@ -81,3 +84,10 @@ def test_a_killed_run_goes_on_with_each_step_once(tmp_path: Path) -> None:
         tested.value == float(f"{metrics['test/accuracy']:.7g}")
         or abs(tested.value - metrics["test/accuracy"]) < 1e-6
     )
+
+
+@pytest.mark.parametrize("folder", ["", "..", "a/b", "model", "metrics.jsonl"])
+def test_a_folder_that_is_none_or_the_runs_own(folder: str) -> None:
+    """What the run itself writes is not written over."""
+    with pytest.raises(ValueError, match="folder"):
+        TensorBoard(folder=folder)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 from wandb.proto import wandb_internal_pb2
+
+from ftcore_wandb import Wandb
 
 ROWS = [{"text": f"row {i} " + "ab" * (i % 7), "label": "yes" if i % 3 else "no"} for i in range(32)]
 BLOCK, HEADER = 32768, 7
@@ -87,15 +88,15 @@ def read(run_dir: Path) -> tuple[set[str], dict[int, dict[str, Any]], dict[str, 
     return ids, history, summary, first
 
 
-def test_a_stopped_run_goes_on_in_the_same_wandb_run(tmp_path: Path, arguments: list[str]) -> None:
-    """One id over a stop and a resume; every record of metrics.jsonl is there, and the test figures."""
+def test_a_killed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, arguments: list[str]) -> None:
+    """One id over SIGKILL and a resume; every record of metrics.jsonl is there, and the test figures."""
     run_dir = tmp_path / "run"
-    process = start(tmp_path, *arguments, WANDB_MODE="offline")
+    process = start(tmp_path, *arguments, "train.steps=150", "train.save_every=5", WANDB_MODE="offline")
     deadline = time.monotonic() + 120
-    while not (run_dir / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+    while not list(run_dir.glob("checkpoints/step-6?")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    end(process, 75)
+    process.kill()
+    end(process, -9)
     end(start(tmp_path, "resume", str(run_dir), WANDB_MODE="offline"), 0)
     ids, history, summary, first = read(run_dir)
     assert len(ids) == 1
@@ -109,6 +110,32 @@ def test_a_stopped_run_goes_on_in_the_same_wandb_run(tmp_path: Path, arguments: 
         }
     metrics = json.loads((run_dir / "result.json").read_text())["metrics"]
     assert {k: summary[k] for k in metrics} == metrics
+
+
+def test_a_failed_job_of_a_sweep_has_failed_in_wandb(tmp_path: Path, arguments: list[str]) -> None:
+    """Each job has a W&B run of its own; the next job in the process ends a failed one as failed."""
+    odd = tmp_path / "odd.py"
+    odd.write_text(
+        "from ftcore import hookimpl, plugin\n\n@plugin(api=1)\nclass Odd:\n    at: int = 3\n    @hookimpl\n"
+        "    def on_step_end(self, state):\n        assert state.step != self.at\n"
+    )
+    own = ["-m", "--plugin-file", str(odd), "+plugin=[wandb,odd]", "plugin.odd.at=3,0", "hydra.sweep.dir=s"]
+    rest = [a for a in arguments if not a.startswith(("hydra.run.dir", "+plugin"))]
+    said = end(start(tmp_path, *own, *rest, "train.steps=4", WANDB_MODE="offline"), 1)
+    assert "2 jobs: 1 finished, 1 failed" in said
+    codes = {}
+    for file in (tmp_path / "s").glob("*/wandb/offline-run-*/run-*.wandb"):
+        records = map(wandb_internal_pb2.Record.FromString, payloads(file))
+        finished = (file.parents[2] / "result.json").is_file()
+        codes[finished] = [r.exit.exit_code for r in records if r.HasField("exit")]
+    assert codes == {True: [0], False: [1]}
+
+
+def test_an_unknown_mode_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(ValueError, match="WANDB_MODE=ofline: known: online, offline, disabled"):
+        Wandb()
+    assert Wandb(mode="offline").mode == "offline"
 
 
 def test_no_login_is_one_line(tmp_path: Path, arguments: list[str]) -> None:

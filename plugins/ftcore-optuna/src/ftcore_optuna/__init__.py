@@ -24,7 +24,7 @@ class Optuna:
     def on_train_start(self, state: State) -> None:
         from ftcore_optuna.study import current_trial
 
-        self._trial = current_trial()
+        self._trial, self._directory = current_trial(), state.run_dir
         if self._trial is None:
             raise UserError(
                 "plugin optuna works in a study alone: ftcore -m hydra/sweeper=optuna"
@@ -33,11 +33,12 @@ class Optuna:
 
     @hookimpl
     def should_stop(self, record: Mapping[str, Any], metric: str) -> str | None:
+        from ftcore_optuna.study import report
+
         assert self._trial is not None
-        value, step = float(record[f"eval/{metric.lstrip('-')}"]), int(record["step"])
-        reported = self._trial.study.get_trials(deepcopy=False)[self._trial.number].intermediate_values
-        if step not in reported:  # a resumed run may come by again
-            self._trial.report(value, step)
+        name = metric.lstrip("-")
+        report(self._trial, self._directory, f"eval/{name}")
         if self._trial.should_prune():
-            return f"the pruner gives up trial {self._trial.number} at {metric.lstrip('-')} {value:.4g}"
+            value = float(record[f"eval/{name}"])
+            return f"the pruner gives up trial {self._trial.number} at {name} {value:.4g}"
         return None

@@ -11,7 +11,8 @@ train.epochs=int(interval(2, 5))           the same
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,14 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import Trial
 
+from ftcore.compose import UNNAMED
 from ftcore.errors import UserError
 
 __all__ = ["Space", "distribution"]
 
 MAX_COMBINATIONS = 1000
+MAX_SAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -64,22 +66,38 @@ class Space:
         space._check_plugins()
         return space
 
-    def draw(self, trial: Trial) -> list[str]:
-        """One trial's overrides. Options of a plugin that it does not choose are neither drawn nor set."""
-        drawn = [f"{k}={_drawn(trial, k, v)}" for k, v in self.overrides.items() if not _of(k)]
-        chosen = set(self.selects(drawn))
-        return drawn + [f"{k}={_drawn(trial, k, v)}" for k, v in self.overrides.items() if _of(k) in chosen]
+    def draw(self, value: Callable[[str, BaseDistribution], Any]) -> list[str]:
+        """One trial's overrides, by the value of a key and its distribution.
+
+        Options of a plugin that it does not choose are neither drawn nor set.
+        """
+
+        def drawn(key: str) -> str:
+            found = self.overrides[key]
+            return f"{key}={value(key, found) if isinstance(found, BaseDistribution) else found}"
+
+        chosen = [drawn(key) for key in self.overrides if not _of(key)]
+        plugins = set(self.selects(chosen))
+        return chosen + [drawn(key) for key in self.overrides if _of(key) in plugins]
+
+    def samples(self) -> Iterator[list[str]]:
+        """Overrides of a few trials: each choice of a key is in one, those of plugins and models first."""
+        first = {key: _choices(value)[0] for key, value in self.overrides.items()}
+        keys = sorted(first, key=lambda key: "." in key)
+        others = [first | {key: value} for key in keys for value in _choices(self.overrides[key])[1:]]
+        for trial in [first, *others][:MAX_SAMPLES]:
+            yield self.draw(lambda key, _, trial=trial: trial[key])  # type: ignore[misc]
 
     def describe(self) -> dict[str, str]:
-        """Each key and what it is or is drawn from, as text: equal for equal spaces."""
-        return {key: str(value) for key, value in sorted(self.overrides.items())}
+        """Each key that changes a run and what it is or is drawn from, as text: equal for equal spaces."""
+        return {key: str(value) for key, value in sorted(self.overrides.items()) if key not in UNNAMED}
 
     def _check_plugins(self) -> None:
         needed = {_of(key): key for key in self.overrides if _of(key)}
         groups = {
-            key: value.choices if isinstance(value, CategoricalDistribution) else (value,)
+            key: _choices(value)
             for key, value in self.overrides.items()
-            if not _of(key) and "." not in key and not isinstance(value, IntDistribution | FloatDistribution)
+            if "." not in key and not isinstance(value, IntDistribution | FloatDistribution)
         }
         combinations = itertools.islice(itertools.product(*groups.values()), MAX_COMBINATIONS)
         for values in combinations:
@@ -97,8 +115,13 @@ def _of(key: str) -> str:
     return parts[1] if parts[0] == "plugin" and len(parts) > 2 else ""
 
 
-def _drawn(trial: Trial, key: str, value: str | BaseDistribution) -> Any:
-    return trial._suggest(key, value) if isinstance(value, BaseDistribution) else value
+def _choices(value: str | BaseDistribution) -> Sequence[Any]:
+    """What a key may be; of an interval, its ends."""
+    if isinstance(value, CategoricalDistribution):
+        return list(value.choices)
+    if isinstance(value, IntDistribution | FloatDistribution):
+        return [value.low, value.high]
+    return [value]
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -113,8 +136,10 @@ def distribution(override: Override) -> BaseDistribution:
         raise UserError(f"{key}: no tag '{min(tags - {'log'})}' is known; known: log")
     if isinstance(sweep, IntervalSweep):
         low, high = sweep.start, sweep.end
-        if low is None or high is None or low > high or (tags and low <= 0):
-            raise UserError(f"{key}: an interval goes up{', from above 0' if tags else ''}")
+        ends = (low, high)
+        if None in ends or not all(map(math.isfinite, ends)) or low > high or (tags and low <= 0):
+            start = ", from above 0" if tags else ""
+            raise UserError(f"{key}: an interval goes up{start}, between two numbers")
         kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
         return kind(low, high, log=bool(tags))
     if tags:

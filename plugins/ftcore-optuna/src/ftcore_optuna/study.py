@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+import numpy as np
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -20,13 +23,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ftcore import compose
 from ftcore.errors import UserError, nearest
 from ftcore.lease import lease, touched
+from ftcore.run import state
 from ftcore.tasks import TASKS
 from ftcore_optuna.space import Space
 
 if TYPE_CHECKING:
     from hydra_plugins.ftcore_optuna_sweeper import OptunaSweeper, OptunaSweeperConf
 
-__all__ = ["TRIAL", "TracedTask", "current_trial", "search"]
+__all__ = ["TRIAL", "TracedTask", "current_trial", "report", "search"]
 
 TRIAL = "FTCORE_OPTUNA_TRIAL"
 """Environment variable by which a job, and its ranks, know their trial."""
@@ -34,6 +38,7 @@ TRIAL = "FTCORE_OPTUNA_TRIAL"
 PRUNERS = ("median", "halving")
 SAMPLERS = ("tpe", "random")
 DIRECTIONS = ("maximize", "minimize")
+MAX_SEED = 2**31
 
 
 class TracedTask:
@@ -75,21 +80,24 @@ def search(sweeper: OptunaSweeper, arguments: Sequence[str]) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options, directory = sweeper.options, Path(sweeper.config.hydra.sweep.dir).absolute()
-    _check(options)
+    _check(options, sweeper.config.hydra.launcher._target_)
     loader, name = sweeper.hydra_context.config_loader, sweeper.config.hydra.job.config_name
     params = [f"{key}={value}" for key, value in options.params.items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*params, *arguments])
     space = Space.parse(overrides, lambda chosen: compose.selected(loader, name, chosen))
     direction = options.direction or _direction(sweeper)
-    with lease(directory / f".study-{options.study}"):
+    for sample in space.samples():
+        _composed(sweeper, sample)  # a misspelt key or choice is said before anything is there
+    with lease(directory / f".study-{quote(options.study, safe='')}"):
         study = _open(options, directory, space, direction)
+        _check_unchanged(sweeper, study, space)
         _retry_unfinished(study)
         while (missing := options.n_trials - len(_trials(study))) > 0:
             _run_batch(sweeper, study, space, min(missing, options.n_jobs))
-        _report(study)
+        _report(study, space)
 
 
-def _check(options: OptunaSweeperConf) -> None:
+def _check(options: OptunaSweeperConf, launcher: str) -> None:
     for key, known in {"pruner": PRUNERS, "sampler": SAMPLERS, "direction": DIRECTIONS}.items():
         value = getattr(options, key)
         if value is not None and value not in known:
@@ -97,6 +105,15 @@ def _check(options: OptunaSweeperConf) -> None:
     for key in ("n_trials", "n_jobs"):
         if getattr(options, key) < 1:
             raise UserError(f"hydra.sweeper.{key}={getattr(options, key)}: must be 1 or more")
+    if options.n_jobs > 1 and launcher.endswith(".BasicLauncher"):
+        raise UserError(
+            f"hydra.sweeper.n_jobs={options.n_jobs}: this launcher runs one at a time;"
+            " add hydra/launcher=joblib, or submitit_local, submitit_slurm"
+        )
+    if options.startup < 0:
+        raise UserError(f"hydra.sweeper.startup={options.startup}: must be 0 or more")
+    if not 0 <= options.seed <= MAX_SEED:
+        raise UserError(f"hydra.sweeper.seed={options.seed}: must be 0 to {MAX_SEED:,}")
 
 
 def _direction(sweeper: OptunaSweeper) -> str:
@@ -118,11 +135,14 @@ def _pruner(name: str | None, startup: int) -> BasePruner:
     return NopPruner() if name is None else SuccessiveHalvingPruner()
 
 
-def _sampler(options: OptunaSweeperConf, begun: int) -> BaseSampler:
-    """A study that goes on draws on: by another seed, or its first draws would come again."""
+def _sampler(options: OptunaSweeperConf, study: optuna.Study) -> BaseSampler:
+    """The next trial's: a study that was interrupted draws what it would have drawn."""
+    again = study.user_attrs.get("tried_again", ())
+    begun = len(study.get_trials(deepcopy=False)) - len(again)
+    seed = int(np.random.SeedSequence([options.seed, begun]).generate_state(1)[0])
     if options.sampler == "random":
-        return RandomSampler(seed=options.seed + begun)
-    return TPESampler(seed=options.seed + begun, constant_liar=options.n_jobs > 1)
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, constant_liar=options.n_jobs > 1)
 
 
 def _open(options: OptunaSweeperConf, directory: Path, space: Space, direction: str) -> optuna.Study:
@@ -130,16 +150,11 @@ def _open(options: OptunaSweeperConf, directory: Path, space: Space, direction: 
     options.storage = options.storage or str(directory / "study.journal")
     if "://" not in options.storage:
         options.storage = str(Path(options.storage).absolute())
-    study = optuna.create_study(
-        study_name=options.study,
-        storage=_storage(options.storage),
-        direction=StudyDirection[direction.upper()],
-        load_if_exists=True,
-        pruner=_pruner(options.pruner, options.startup),
-    )
-    study.sampler = _sampler(options, len(study.get_trials(deepcopy=False)))
+    study = _create(options, direction)
     now = {**space.describe(), "direction": direction, "pruner": str(options.pruner)}
-    before = study.user_attrs.get("space", now)
+    if Path(options.storage).parent != directory:  # its lease is of the directory alone
+        now["hydra.sweep.dir"] = str(directory)
+    before = study.user_attrs.get("space", now) | {"direction": study.direction.name.lower()}
     for key in sorted({*now, *before}):
         if now.get(key) != before.get(key):
             raise UserError(
@@ -148,6 +163,41 @@ def _open(options: OptunaSweeperConf, directory: Path, space: Space, direction: 
             )
     study.set_user_attr("space", now)
     return study
+
+
+def _create(options: OptunaSweeperConf, direction: str) -> optuna.Study:
+    """The study, new or as it is in the storage.
+
+    Raises:
+        UserError: the storage can't be opened.
+    """
+    try:
+        return optuna.create_study(
+            study_name=options.study,
+            storage=_storage(str(options.storage)),
+            direction=StudyDirection[direction.upper()],
+            load_if_exists=True,
+            pruner=_pruner(options.pruner, options.startup),
+        )
+    except Exception as error:  # a file, or a database whose driver has errors of its own
+        why = str(error.__cause__ or error).partition("\n")[0]
+        if isinstance(error, KeyError | ValueError) and "://" not in str(options.storage):
+            why = "it is no journal of Optuna's"
+        raise UserError(f"hydra.sweeper.storage={options.storage} can't be opened: {why}") from error
+
+
+def _check_unchanged(sweeper: OptunaSweeper, study: optuna.Study, space: Space) -> None:
+    """Refuse to add to a study whose last finished trial had other data, or another source of a plugin."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    if not done:
+        return
+    last = done[-1]
+    cfg = compose.entered(_composed(sweeper, _overrides(sweeper, space, lambda key, _: last.params[key])))
+    try:
+        state(cfg, Path(last.user_attrs["directory"]))
+    except UserError as error:
+        why = str(error).partition(";")[0]
+        raise UserError(f"study '{study.study_name}' can't go on: {why}; set another name=") from error
 
 
 def _trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -166,18 +216,20 @@ def _retry_unfinished(study: optuna.Study) -> None:
         if old.state == TrialState.RUNNING:
             study.tell(old.number, state=TrialState.FAIL)
         again.append(old.number)
-        study.enqueue_trial(old.params)
+        # One that was killed while it was drawn is drawn again, but for what `enqueue_trial` asked for.
+        asked = old.system_attrs.get("fixed_params") if old.state == TrialState.RUNNING else None
+        if params := old.params if directory else asked:
+            study.enqueue_trial(params)
     study.set_user_attr("tried_again", again)
 
 
 def _run_batch(sweeper: OptunaSweeper, study: optuna.Study, space: Space, size: int) -> None:
-    options, trials, batch = sweeper.options, [study.ask() for _ in range(size)], []
-    for trial in trials:
-        overrides = space.draw(trial)
-        if options.pruner:
-            overrides.append("+plugin@plugin.optuna=optuna")
-        batch.append(overrides)
-        trial.set_user_attr("directory", str(_directory(sweeper, overrides)))
+    options, trials, batch = sweeper.options, [], []
+    for _ in range(size):  # each is drawn before the next is asked for, which then keeps away from it
+        study.sampler = _sampler(options, study)
+        trials.append(study.ask())
+        batch.append(_begin(sweeper, space, trials[-1]))
+    runs = {t.user_attrs["directory"]: (t, b) for t, b in zip(trials, batch, strict=True)}  # each once
     told = {
         "storage": options.storage,
         "study": options.study,
@@ -185,48 +237,89 @@ def _run_batch(sweeper: OptunaSweeper, study: optuna.Study, space: Space, size: 
         "startup": options.startup,
     }
     first = trials[0].number
-    sweeper.task.trials = {first + i: json.dumps(told | {"id": t._trial_id}) for i, t in enumerate(trials)}
-    sweeper.validate_batch_is_legal(batch)
-    jobs = sweeper.launcher.launch(batch, initial_job_idx=first)
-    for trial, job in zip(trials, jobs, strict=True):
+    sweeper.task.trials = {
+        first + i: json.dumps(told | {"id": trial._trial_id}) for i, (trial, _) in enumerate(runs.values())
+    }
+    for job in sweeper.launcher.launch([b for _, b in runs.values()], initial_job_idx=first):
         _ = job.return_value  # raises what the job raised
-        _tell(study, trial)
+    for trial in trials:
+        _tell(sweeper, study, trial)
 
 
-def _directory(sweeper: OptunaSweeper, overrides: Sequence[str]) -> Path:
-    cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
-    return Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir).absolute()
+def _begin(sweeper: OptunaSweeper, space: Space, trial: Trial) -> list[str]:
+    """A trial's overrides; it notes its directory, by which the next command finds it."""
+    try:
+        overrides = _overrides(sweeper, space, trial._suggest)
+    except ValueError as error:  # another program has asked for values by `enqueue_trial`
+        trial.study.tell(trial, state=TrialState.FAIL)
+        raise UserError(f"trial {trial.number} of study '{trial.study.study_name}': {error}") from error
+    hydra = _composed(sweeper, overrides).hydra
+    trial.set_user_attr("directory", str(Path(hydra.sweep.dir, hydra.sweep.subdir).absolute()))
+    return overrides
 
 
-def _tell(study: optuna.Study, trial: Trial) -> None:
+def _overrides(sweeper: OptunaSweeper, space: Space, value: Callable[[str, Any], Any]) -> list[str]:
+    return space.draw(value) + (["+plugin@plugin.optuna=optuna"] if sweeper.options.pruner else [])
+
+
+def _composed(sweeper: OptunaSweeper, overrides: Sequence[str]) -> Any:
+    return sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
+
+
+def _tell(sweeper: OptunaSweeper, study: optuna.Study, trial: Trial) -> None:
     run_dir = Path(trial.user_attrs["directory"])
     path = run_dir / "result.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if result is None or result["metric"]["value"] is None:
         study.tell(trial, state=TrialState.FAIL)
+        print(f"trial {trial.number}: failed")
         return
     name, value = result["metric"]["name"], result["metric"]["value"]
+    pruned = result["status"] == "pruned"
+    if pruned or sweeper.options.pruner:
+        report(trial, run_dir, name, math.inf if pruned else result["steps"])
+    worst = math.inf if study.direction == StudyDirection.MINIMIZE else -math.inf
+    if not math.isfinite(value) and value != worst:
+        study.tell(trial, state=TrialState.FAIL)
+        print(f"trial {trial.number}: failed: {name} is {value}")
+        return
     if not name.startswith("eval/"):
         study.tell(trial, state=TrialState.FAIL)
         raise UserError(
             f"{run_dir} has no validation data: a search by {name} would fit the test data; add"
             " data.validation= (or data.split=)"
         )
-    if result["status"] == "pruned":
+    if pruned:
         study.tell(trial, state=TrialState.PRUNED)
+        print(f"trial {trial.number}: pruned at step {result['steps']}: {result['reason']}")
         return
     study.tell(trial, value)
     best = study.best_trial
     print(f"trial {trial.number}: {name} {value:.4g} (best {best.value:.4g}, trial {best.number})")
 
 
-def _report(study: optuna.Study) -> None:
-    """Counts, the best trial, and its overrides."""
+def report(trial: Trial, run_dir: Path, metric: str, end: float = math.inf) -> None:
+    """Tell the study of the run's evaluations before step `end`, but for those that it was told of.
+
+    Some may have been made before an interruption, for the trial that this one goes on with.
+    """
+    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line) if f'"{metric}"' in line else {}
+        if metric in record and record["step"] not in known and record["step"] < end:
+            trial.report(float(record[metric]), record["step"])
+
+
+def _report(study: optuna.Study, space: Space) -> None:
+    """Counts, the best trial, and the command of its run without the sweep."""
     trials = _trials(study)
     counts = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
     parts = [f"{n} {what}" for what, s in counts.items() if (n := sum(t.state == s for t in trials))]
     print(f"\nstudy {study.study_name}: {len(trials)} trials, {', '.join(parts)}")
+    if not isinstance(study.pruner, NopPruner) and not any(t.intermediate_values for t in trials):
+        print("note: the pruner was never asked: no evaluation before the last; lower train.eval_every")
     if any(t.state == TrialState.COMPLETE for t in trials):
         best = study.best_trial
         chosen = " ".join(f"{key}={value}" for key, value in best.params.items())
         print(f"best: {best.value:.4g}, trial {best.number}: {chosen}\n  {best.user_attrs['directory']}")
+        print(f"  {compose.command(space.draw(lambda key, _: best.params[key]))}")

@@ -101,7 +101,7 @@ def _inferred(runs: Sequence[Run], own: Callable[[Run], str], prefix: str) -> li
 
 def _own_metric(run: Run, wanted: str) -> str:
     """The name to compare a run by: of the test data where it has them, `-` kept before it."""
-    if not run.result:
+    if not run.result or run.state == "pruned":  # before the test data were looked at
         return ""
     metrics, reported = run.metrics, run.result.get("metric", {})
     sign = "-" if (wanted or run.metric).startswith("-") else ""

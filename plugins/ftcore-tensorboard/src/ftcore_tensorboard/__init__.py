@@ -21,8 +21,12 @@ class TensorBoard:
     folder: str = "tensorboard"
 
     def __post_init__(self) -> None:
+        from ftcore.run import OWN
+
         if self.folder in ("", ".", "..") or "/" in self.folder:
             raise ValueError(f"folder must be a name within the run's directory, got '{self.folder}'")
+        if self.folder in OWN:
+            raise ValueError(f"folder='{self.folder}': that is a name of the run's own; choose another")
         self._writer: SummaryWriter | None = None
 
     @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,6 +13,9 @@ from omegaconf import OmegaConf
 from ftcore import State, UserError, hookimpl, plugin
 
 __all__ = ["Wandb"]
+
+
+MODES = ("online", "offline", "disabled", "shared", "run", "dryrun")
 
 
 @plugin()
@@ -24,6 +28,9 @@ class Wandb:
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
 
     def __post_init__(self) -> None:
+        mode = os.environ.get("WANDB_MODE", "online")
+        if self.mode == "auto" and mode not in MODES:
+            raise ValueError(f"WANDB_MODE={mode}: known: {', '.join(MODES)}")
         self._id = secrets.token_hex(4)
         self._run: Any = None
 
@@ -33,7 +40,12 @@ class Wandb:
 
     @hookimpl
     def on_log(self, record: Mapping[str, Any]) -> None:
-        self._run = self._run or self._open()  # only on the rank that logs
+        if self._run is None:  # only on the rank that logs
+            self._run = self._open()
+            self._log_lost()
+        self._log(record)
+
+    def _log(self, record: Mapping[str, Any]) -> None:
         # Steps that a resumed run makes again have the values they had; W&B keeps the first.
         values = {k: v for k, v in record.items() if k != "step" and v is not None}
         self._run.log(values, step=record["step"])
@@ -42,6 +54,8 @@ class Wandb:
         import wandb
 
         folder = self._directory
+        if wandb.run is not None:  # of a sweep's job that failed in this process
+            wandb.run.finish(exit_code=1)
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         try:
             return wandb.init(
@@ -55,12 +69,22 @@ class Wandb:
                 dir=folder,
                 config=config,
                 allow_val_change=True,  # a resumed run may log or keep more
-                reinit="finish_previous",  # of a sweep's job that failed in this process
                 settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
             )
         except wandb.Error as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"wandb: {reason} plugin.wandb.mode=offline needs no login") from error
+            reason = str(error).partition("\n")[0].rstrip(".")
+            hint = "" if self.mode == "offline" else "; plugin.wandb.mode=offline needs no login"
+            raise UserError(f"wandb: {reason}{hint}") from error
+
+    def _log_lost(self) -> None:
+        """Log what W&B may not have of the run so far: a kill loses what it had not written or sent.
+
+        `metrics.jsonl` ends where the run was resumed. Offline, nobody knows what is missing: it is all of it.
+        """
+        path = self._directory / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            if (record := json.loads(line))["step"] >= self._run.starting_step:
+                self._log(record)
 
     @hookimpl
     def on_train_end(self, state: State) -> None:
