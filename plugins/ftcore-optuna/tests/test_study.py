@@ -1,14 +1,11 @@
 """Studies by the command line: techniques and options in one space, pruning, crashes, and going on."""
 
-import contextlib
-import io
 import json
 import os
 import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,15 +17,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from ftcore.cli import main
+from tests import cli
 
 ROWS = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": "yes" if i % 2 else "no"} for i in range(40)]
 SPACE = ["+plugin=[],mixout", "plugin.mixout.p=interval(0.1,0.9)", "optim.lr=tag(log,interval(1e-5,1e-3))"]
-
-
-def environment(tmp: Path) -> dict[str, str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("FTCORE_", "HYDRA_"))}
-    return clean | {"FTCORE_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def command(tmp: Path, *more: str, validation: bool = True) -> list[str]:
@@ -39,21 +31,12 @@ def command(tmp: Path, *more: str, validation: bool = True) -> list[str]:
     splits = ("train", "validation", "test") if validation else ("train", "test")
     data = ["data=files", *(f"data.{split}={tmp / split}.jsonl" for split in splits)]
     tiny = ["model=tiny_bert", "train.steps=8", "train.eval_every=2", "train.save_every=2"]
-    return [sys.executable, "-m", "ftcore", "-m", "hydra/sweeper=optuna", *data, *tiny, *more]
+    return ["-m", "hydra/sweeper=optuna", *data, *tiny, *more]
 
 
 def run(tmp: Path, line: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """The command to its end, in this process: a start of its own takes seconds."""
-    out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
-    os.environ.clear()
-    os.environ.update(environment(tmp))
-    try:
-        with contextlib.chdir(tmp), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(line[3:])
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    return subprocess.CompletedProcess(list(line), code, out.getvalue(), err.getvalue())
+    """The command to its end."""
+    return cli.run(line, tmp)
 
 
 def study(tmp: Path, name: str = "default") -> optuna.Study:
@@ -159,16 +142,14 @@ def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
     space = ["hydra.sweeper.n_trials=3", "optim.lr=interval(1e-4,1e-3)"]
     pruner = ["hydra.sweeper.pruner=median", "hydra.sweeper.startup=100"]
     line = command(tmp_path, *space, *pruner, "train.steps=200", "train.eval_every=40", "train.save_every=5")
-    process = subprocess.Popen(
-        line, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    process = cli.start(line, tmp_path)
     deadline = time.monotonic() + 120
     while not (results(tmp_path) and is_in_the_middle(tmp_path)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     before = results(tmp_path)
     ended = run(tmp_path, line)
     assert ended.returncode == 0, ended.stderr
@@ -202,7 +183,7 @@ def test_a_metric_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
     assert "note: the pruner was never asked" in ended.stdout
     assert "Traceback" not in ended.stderr
     (printed,) = re.findall(r"^  ftcore (.*)$", ended.stdout, re.M)
-    alone = run(tmp_path, [sys.executable, "-m", "ftcore", *shlex.split(printed)])
+    alone = run(tmp_path, shlex.split(printed))
     assert alone.returncode == 0, alone.stderr
     assert "odd 3.0000" in alone.stdout
 
@@ -277,7 +258,6 @@ def test_a_search_by_test_data_is_refused(tmp_path: Path) -> None:
 
 def test_the_pruner_outside_a_study_is_an_error(tmp_path: Path) -> None:
     line = [a for a in command(tmp_path, "+plugin=optuna") if a not in ("-m", "hydra/sweeper=optuna")]
-    line = [line[0], "-m", *line[1:]]
     ended = run(tmp_path, line)
     assert ended.returncode == 2, ended.stderr
     assert "plugin optuna works in a study alone" in ended.stderr

@@ -1,9 +1,6 @@
 """By the command line, read back by TensorBoard's own reader; a run is killed and resumed."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,38 +10,26 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ftcore_tensorboard import TensorBoard
+from tests import cli
 
 ROWS = [{"text": f"row {i} " + "ab" * (i % 7), "label": "yes" if i % 3 else "no"} for i in range(32)]
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "ftcore", *arguments]
-
-
-def environment(tmp: Path) -> dict[str, str]:
-    return os.environ | {"FTCORE_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
 def finish(tmp: Path, *arguments: str) -> None:
-    ended = subprocess.run(
-        command(*arguments), cwd=tmp, env=environment(tmp), capture_output=True, text=True, timeout=240
-    )
+    ended = cli.run(arguments, tmp)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def kill_after_checkpoint(tmp: Path, run_dir: Path, *arguments: str) -> None:
     """Start a run; SIGKILL it once it has saved a checkpoint and logged steps after it."""
-    with (tmp / "log").open("w") as log:
-        process = subprocess.Popen(
-            command(*arguments), cwd=tmp, env=environment(tmp), stdout=log, stderr=log, text=True
-        )
+    process = cli.start(arguments, tmp)
     deadline = time.monotonic() + 120
     while not _has_gone_on(run_dir):
-        assert process.poll() is None, (tmp / "log").read_text()
+        assert process.poll() is None, process.printed("1")
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 def _has_gone_on(run_dir: Path) -> bool:

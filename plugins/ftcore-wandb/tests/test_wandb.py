@@ -1,9 +1,6 @@
 """By the command line in offline mode, the files read back; a run is stopped and resumed."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,31 +10,18 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from ftcore_wandb import Wandb
+from tests import cli
 
 ROWS = [{"text": f"row {i} " + "ab" * (i % 7), "label": "yes" if i % 3 else "no"} for i in range(32)]
 BLOCK, HEADER = 32768, 7
 
 
-def start(tmp: Path, *arguments: str, **extra: str) -> subprocess.Popen[str]:
-    own = {
-        "FTCORE_CACHE": str(tmp / "cache"),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HOME": str(tmp),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "ftcore", *arguments],
-        cwd=tmp,
-        env=os.environ | own | extra,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(tmp: Path, *arguments: str, **extra: str) -> cli.Process:
+    return cli.start(arguments, tmp, {"HOME": str(tmp), **extra})
 
 
-def end(process: subprocess.Popen[str], code: int) -> str:
-    said, _ = process.communicate(timeout=240)
+def end(process: cli.Process, code: int) -> str:
+    said, _ = process.communicate()
     assert process.returncode == code, said
     return said
 

@@ -79,7 +79,7 @@ class Wandb:
     def _log_lost(self) -> None:
         """Log what W&B may not have of the run so far: a kill loses what it had not written or sent.
 
-        `metrics.jsonl` ends where the run was resumed. Offline, nobody knows what is missing: it is all of it.
+        `metrics.jsonl` ends where the run was resumed. Offline nobody knows what is missing: all.
         """
         path = self._directory / "metrics.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
