@@ -127,6 +127,16 @@ MODEL = {
         f"{OWN_DATA}={{d}}/good.jsonl data.validation={{d}}/good.jsonl task.metric=acc train.steps=1",
         r"task\.metric\b.*'acc'.*(accuracy|mcc)",
     ),
+    "a sweep's key without -m": ("hydra.sweep.dir={d}/x", r"hydra\.sweep\.dir has no effect without -m"),
+    "a run's key with -m": ("seed=0,1 hydra.run.dir={d}/x -m", r"no effect with -m; set hydra\.sweep\.dir"),
+    "a file's name for a run": (
+        "hydra.run.dir={d}/good.jsonl",
+        r"File exists: .*\.jsonl; set hydra\.run\.dir",
+    ),
+    "a file's name for a sweep": (
+        "hydra.sweep.dir={d}/good.jsonl -m",
+        r"File exists.*; set hydra\.sweep\.dir",
+    ),
     "no such device": ("trainer.device=tpu", r"trainer\.device=tpu is not there.*cpu"),
 }
 

@@ -186,7 +186,7 @@ def explained(*overrides: str) -> str:
         (["plugin.alpha.rate=1"], r"no effect: 'alpha' is not chosen; add \+plugin=alpha"),
         (["plugin.alpha.rat=1"], r"plugin alpha has no option 'rat'; did you mean 'rate'\?"),
         (["+plugin=alpha", "plugin.alpha.rat=1"], r"plugin alpha has no option 'rat'; did you mean 'rate'\?"),
-        (["+model=tiny_bert"], r"^'model' has a value already: write model= once, without the \+$"),
+        (["+model=tiny_bert"], r"^'model' has a value already: write model=tiny_bert once, without the \+$"),
         (
             ["seed=0,1"],
             r"^seed=0,1 has several values; a run of each: ftcore -m seed=0,1; one list: 'seed=\[",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ftcore import config, data, sweep
-from ftcore.errors import Interrupted, SweepFailed, UserError, nearest, note
+from ftcore.errors import Interrupted, SweepFailed, TrainingError, UserError, nearest, note
 from ftcore.hints import HINTS
 from ftcore.launch import rank_environment
 from ftcore.plugins import FILES, check_options, conf_dirs, file_plugins, installed, load
@@ -41,6 +41,10 @@ __all__ = [
 
 HERE = Path(__file__).resolve().parent
 CONF = next(p for p in (HERE / "conf", HERE.parents[1] / "conf") if p.is_dir())
+
+RUN_ONLY = ("hydra.run.",)
+SWEEP_ONLY = ("hydra.sweep.", "hydra.sweeper", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
+"""Starts of keys that do nothing in a multirun, and without one."""
 
 SEARCH = "hydra/sweeper=optuna (plugin ftcore-optuna)"
 
@@ -110,6 +114,7 @@ def run_hydra(job: Callable[[config.Config, Path], float], arguments: Sequence[s
             torchrun or srun started.
     """
     import hydra
+    from hydra.errors import HydraException
 
     _register()
     arguments = _expand(arguments)
@@ -123,6 +128,13 @@ def run_hydra(job: Callable[[config.Config, Path], float], arguments: Sequence[s
             hydra.main(config_path=str(CONF), config_name="config", **version)(task)()
         except KeyboardInterrupt:
             raise task.error or KeyboardInterrupt from None
+        except HydraException:  # some are an OSError too
+            raise
+        except OSError as error:  # what a job raises does not get here
+            key = "hydra.sweep.dir" if _is_sweep(arguments) else "hydra.run.dir"
+            raise UserError(f"{error.strerror or error}: {error.filename}; set {key} (or name=)") from error
+        except RuntimeError as error:  # a launcher's: no Slurm here, a process that was killed
+            raise TrainingError(str(error).strip().partition("\n")[0]) from error
         if task.error is not None:
             raise task.error
 
@@ -191,7 +203,14 @@ def _check_options(arguments: Sequence[str]) -> None:
 
     parser = get_args_parser()
     parser.error = refuse
-    parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.cfg or options.info:
+        return
+    dead = RUN_ONLY if options.multirun else SWEEP_ONLY
+    for key in (a.lstrip("+").partition("=")[0] for a in options.overrides):
+        if key.startswith(dead):
+            cure = "set hydra.sweep.dir" if options.multirun else "add -m"
+            raise UserError(f"{key} has no effect {'with' if options.multirun else 'without'} -m; {cure}")
 
 
 def compose(overrides: Sequence[str]) -> config.Config:
@@ -381,8 +400,8 @@ def explain(error: Exception) -> str:
         return f"can't read '{error.override}': write key=value (`ftcore --help` shows how)"
     if text.startswith(("Multiple values for plugin", "plugin appears more than once")):
         return "choose several plugins by one list: '+plugin=[a,b]'"
-    if found := re.match(r"Multiple values for ([\w/]+)\. To override a value", text):
-        return f"'{found[1]}' has a value already: write {found[1]}= once, without the +"
+    if found := re.match(r"Multiple values for .+? To override a value use 'override (.+): (.+)'", text):
+        return f"'{found[1]}' has a value already: write {found[1]}={found[2]} once, without the +"
     if found := re.match(r"Could not override '([^']+)'", text):
         return _explain_key(found[1], text)
     if text.startswith("Could not append to config. An item is already at 'plugin'"):
