@@ -1,6 +1,7 @@
 """Prepared data: what the cache's key depends on, what the audit counts, and when it fails the run."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,29 @@ def test_error_of_a_formatter_names_the_row(made: Any) -> None:
     bad = [*ROWS[:5], {"text": "poison", "label": "y"}, *ROWS]
     with pytest.raises(UserError, match=r"validation data, row 5 \(0-based\): poison has no turns"):
         made({}, Numbers(hates="poison"), validation=bad)
+
+
+def test_workers_make_the_same_rows_and_errors(made: Any, cache: Path) -> None:
+    """Byte for byte, in order, under the same key; a refused row is named as by one process."""
+    many = [{"text": f"{i} " + "ab" * (i % 40), "label": "yn"[i % 2]} for i in range(2500)]
+    many[7]["text"], many[2049]["text"] = " ", "hated"
+
+    def files() -> dict[str, bytes]:
+        return {str(f.relative_to(cache)): f.read_bytes() for f in cache.rglob("*") if f.is_file()}
+
+    overrides = {"data.max_dropped": 0.5}
+    one = made(overrides, train=many)
+    before = files()
+    shutil.rmtree(cache)
+    three = made(overrides | {"data.workers": 3}, train=many)
+    assert files() == before
+    assert three.fingerprint == one.fingerprint
+    errors = []
+    for workers in (1, 3):
+        with pytest.raises(UserError, match=r"train data, row 2049 \(0-based\): hated has") as error:
+            made({"data.workers": workers}, Numbers(hates="hated"), train=many)
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
 
 
 def test_formatter_that_loses_examples_is_an_error(made: Any) -> None:

@@ -48,7 +48,7 @@ SWEEP_ONLY = ("hydra.sweep.", "hydra.sweeper", "hydra.launcher", "hydra/sweeper"
 
 SEARCH = "hydra/sweeper=optuna (plugin ftcore-optuna)"
 
-UNNAMED = ("name", "force", "offline", *(f"train.{key}" for key in config.UNESSENTIAL))
+UNNAMED = ("name", "force", "offline", "data.workers", *(f"train.{key}" for key in config.UNESSENTIAL))
 """Keys that do not change the run, and so not its directory."""
 
 

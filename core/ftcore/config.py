@@ -75,6 +75,7 @@ class DataConfig:
     max_length: int = 256  # tokens a row, special tokens included
     max_truncated: float = 0.5  # largest share of rows that may be cut to max_length
     max_dropped: float = 0.0  # largest share of rows that may be unusable
+    workers: int = 1  # processes that format rows
 
 
 @dataclass
@@ -194,6 +195,7 @@ class Config:
         plain = dataclasses.asdict(self)
         for key in ("force", "name", "offline", "trainer"):
             del plain[key]
+        del plain["data"]["workers"]
         for key in UNESSENTIAL:
             del plain["train"][key]
         return plain
@@ -296,6 +298,7 @@ def validate(cfg: Config) -> None:
         "train.eval_every": train.eval_every,
         "train.save_every": train.save_every,
         "train.log_every": train.log_every,
+        "data.workers": data.workers,
         "train.keep_last": train.keep_last,
         "train.early_stop": train.early_stop,
         "data.limit.train": data.limit.train,

@@ -108,8 +108,8 @@ HINTS = {
     "label_column": "data.columns.label",
     "label_column_name": "data.columns.label",
     "overwrite_cache": "no key: the cache goes by content, so a changed file is read anew",
-    "preprocessing_num_workers": "no key: rows are formatted once, and cached",
-    "dataset_num_proc": "no key: rows are formatted once, and cached",
+    "preprocessing_num_workers": "data.workers",
+    "dataset_num_proc": "data.workers",
     # the run
     "output_dir": _DIRECTORY,
     "run_name": "name",

@@ -74,7 +74,8 @@ def format_examples(
     no label or target: they are formatted as for `test`, with whatever stands in for the answer.
 
     The result is cached on disk: the key holds the plugin's name, version, options and source, so the
-    answer must depend on nothing else.
+    answer must depend on nothing else. Under `data.workers` it is called in other processes, where what
+    it keeps is lost.
     """
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from array import array
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from ftcore.config import Config, FilesData
 from ftcore.contract import Dropped
 from ftcore.errors import UserError
 from ftcore.hooks import Hooks
+from ftcore.parallel import fork_map
 from ftcore.readers import cache_root, scratch_directory
 from ftcore.store import Rows, write_examples, write_rows
 
@@ -268,21 +270,30 @@ def _format(
     """Formatted rows of a split, one at a time, counted in `audit`; their examples go to `examples_of`."""
     column = hooks.cfg.data.columns.label
     names, digest = data.class_names(dataset, column), hashlib.sha256()
-    for start, examples in _chunks(dataset):
-        for example in examples:
-            digest.update(json.dumps(example, sort_keys=True, default=str).encode())
-        for example in examples if names and split != "predict" else ():
-            index = example[column]  # -1 stands for no label
-            example[column] = None if index is None or index < 0 else names[index]
-        try:
-            entries = hooks.format_examples(examples, tokenizer, labels, split)
-        except data.MissingColumn:
-            raise
-        except Exception as error:
+    waiting: deque[tuple[int, list[dict[str, Any]]]] = deque()  # chunks that are being formatted
+
+    def chunks() -> Iterator[list[dict[str, Any]]]:
+        for start, examples in _chunks(dataset):
+            for example in examples:
+                digest.update(json.dumps(example, sort_keys=True, default=str).encode())
+            for example in examples if names and split != "predict" else ():
+                index = example[column]  # -1 stands for no label
+                example[column] = None if index is None or index < 0 else names[index]
+            waiting.append((start, examples))
+            yield examples
+
+    def make(examples: list[dict[str, Any]]) -> Any:
+        return list(hooks.format_examples(examples, tokenizer, labels, split))
+
+    for entries in fork_map(make, chunks(), hooks.cfg.data.workers):
+        start, examples = waiting.popleft()
+        if isinstance(entries, data.MissingColumn):
+            raise entries
+        if isinstance(entries, Exception):
             row = _blame(hooks, tokenizer, examples, labels, split)
             where = f"row {start + row}" if row is not None else f"rows {start}-{start + len(examples) - 1}"
             where += _counted(hooks.cfg, split)
-            raise UserError(f"{split} data, {where} (0-based): {error}") from error
+            raise UserError(f"{split} data, {where} (0-based): {entries}") from entries
         for number, entry in enumerate(entries, start):
             rows = [entry] if isinstance(entry, Mapping) else entry
             audit.add(number, rows, shift=int(hooks.cfg.task.name == "causal_lm"))

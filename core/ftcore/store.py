@@ -87,7 +87,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], directory: Path) -> int:
     directory.mkdir(parents=True)
     columns: dict[str, str] = {}
     files: dict[str, BinaryIO] = {}
-    offsets: dict[str, array[int]] = {}
+    ends: dict[str, int] = {}  # of list columns, so far
     count = 0
     try:
         for row in rows:
@@ -98,8 +98,11 @@ def write_rows(rows: Iterable[Mapping[str, Any]], directory: Path) -> int:
                     raise UserError(
                         f"format_examples: numbers, strings or flat lists are wanted, got {row!r:.200}"
                     )
+                ends = {c: 0 for c, k in columns.items() if k in LISTS}
                 files = {c: (directory / f"{c}.bin").open("wb") for c in columns}
-                offsets = {c: array("q", [0]) for c, k in columns.items() if k in LISTS}
+                files |= {f"{c}.offsets": (directory / f"{c}.offsets").open("wb") for c in ends}
+                for c in ends:
+                    files[f"{c}.offsets"].write(bytes(8))
             if row.keys() != columns.keys():
                 raise UserError(
                     f"format_examples: row {count} has columns {sorted(row)}, the first {sorted(columns)}"
@@ -107,13 +110,12 @@ def write_rows(rows: Iterable[Mapping[str, Any]], directory: Path) -> int:
             for name, value in row.items():
                 data = _encode(value, columns[name], f"format_examples: '{name}' of row {count}")
                 files[name].write(data.tobytes())
-                if name in offsets:
-                    offsets[name].append(offsets[name][-1] + data.size)
+                if name in ends:
+                    ends[name] += data.size
+                    files[f"{name}.offsets"].write(ends[name].to_bytes(8, "little"))
     finally:
         for file in files.values():
             file.close()
-    for name, values in offsets.items():
-        np.asarray(values, dtype="<i8").tofile(directory / f"{name}.offsets")
     (directory / "columns.json").write_text(json.dumps({"rows": count, "columns": columns}))
     return count
 
