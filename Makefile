@@ -48,6 +48,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/near_duplicates.py
+	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/instruct.py
 	$(BIN)/python benchmarks/instruct.py --model t5
 	$(BIN)/python benchmarks/instruct.py --packer

@@ -13,6 +13,8 @@ from ftcore.errors import UserError
 
 __all__ = ["fork_map"]
 
+ENDED = "a worker that formats data was ended (out of memory?); set data.workers lower"
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -20,9 +22,9 @@ Result = TypeVar("Result")
 def fork_map(
     function: Callable[[Item], Result], items: Iterable[Item], processes: int
 ) -> Iterator[Result | Exception]:
-    """`map(function, items)` by so many processes; what the function raises stands in a result's place.
+    """`map(function, items)` by up to so many processes; what the function raises stands in a result's place.
 
-    A forked process has all that `function` refers to, as it was at the start, without its being pickled;
+    A forked process has all that `function` refers to, as it was when it started, without its being pickled;
     what the function changes there is lost. One process is this one.
 
     Raises:
@@ -34,19 +36,20 @@ def fork_map(
     if "fork" not in multiprocessing.get_all_start_methods():
         raise UserError("several workers are forked processes, which this system has not; set data.workers=1")
     context, lines, children = multiprocessing.get_context("fork"), [], []
+    busy: deque[Connection[Any, Any]] = deque()
     try:
-        for _ in range(processes):
-            here, there = context.Pipe()
-            lines.append(here)
-            children.append(context.Process(target=_serve, args=(function, there, tuple(lines)), daemon=True))
-            children[-1].start()
-            there.close()
-        busy: deque[Connection[Any, Any]] = deque()
         for number, item in enumerate(items):
+            if number < processes:  # few items need few
+                here, there = context.Pipe()
+                lines.append(here)
+                arguments = (function, there, tuple(lines))
+                children.append(context.Process(target=_serve, args=arguments, daemon=True))
+                children[-1].start()
+                there.close()
             if len(busy) == processes:
                 yield _receive(busy.popleft())
             busy.append(lines[number % processes])  # which waits for it: nobody writes to one that writes
-            busy[-1].send(item)
+            _send(busy[-1], item)
         while busy:
             yield _receive(busy.popleft())
     finally:
@@ -86,10 +89,15 @@ def _result(function: Callable[[Any], Any], item: Any) -> Any:
         return error
 
 
+def _send(line: Connection[Any, Any], item: Any) -> None:
+    try:
+        line.send(item)
+    except OSError:
+        raise UserError(ENDED) from None
+
+
 def _receive(line: Connection[Any, Any]) -> Any:
     try:
         return line.recv()
-    except EOFError:
-        raise UserError(
-            "a worker that formats data was ended (out of memory?); set data.workers lower"
-        ) from None
+    except (EOFError, OSError):
+        raise UserError(ENDED) from None
