@@ -71,10 +71,13 @@ def test_a_worker_that_is_killed_is_said() -> None:
 
 def test_workers_leave_when_their_parent_is_killed() -> None:
     """None is left to wait for ever."""
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         workers = {int(parent.stdout.readline()) for _ in range(3)}
         parent.kill()
+        assert parent.communicate()[1] == ""
     deadline = time.monotonic() + 20
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.02)

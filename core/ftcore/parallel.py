@@ -78,6 +78,8 @@ def _serve(
             result = RuntimeError(str(result))  # others may not survive the way
         try:
             line.send(result)
+        except OSError:
+            return  # nobody is there
         except Exception as error:
             line.send(RuntimeError(f"can't be sent from a worker ({error}); set data.workers=1"))
 
