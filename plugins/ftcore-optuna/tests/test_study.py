@@ -132,7 +132,7 @@ def test_a_run_that_leads_nowhere_is_pruned(tmp_path: Path, trainer: str) -> Non
     assert "the pruner gives up trial 1" in result["reason"]
     assert result["steps"] == max(bad.intermediate_values) < 40
     assert not any(key.startswith("test/") for key in result["metrics"])
-    answered = run(tmp_path, [*line[:3], "evaluate", str(directory)])
+    answered = run(tmp_path, ["evaluate", str(directory)])
     assert answered.returncode == 2
     assert "has no model/: it was pruned (the pruner gives up trial 1" in answered.stderr
     assert "2 jobs: 1 finished, 1 pruned" in ended.stdout
