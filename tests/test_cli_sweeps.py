@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_failed_job_is_the_last_one_of_ranks_that_stay(tmp_path: Path) -> None
 def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
     """SIGKILL at random moments; the same command again finishes, and ends as one that was never killed."""
     line = command(tmp_path, "seed=range(4)", "train.steps=40")
-    rng = random.Random(7)
+    rng, kills = random.Random(7), 0
     for _ in range(3):
         process = start(line, tmp_path)
         deadline = time.monotonic() + 120
@@ -79,9 +80,11 @@ def test_killed_and_given_again_it_ends_complete(tmp_path: Path) -> None:
         while len(results(tmp_path)) < wanted and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(rng.uniform(0.0, 0.5))
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # on a quick machine it may have ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        kills += process.returncode == -signal.SIGKILL
+    assert kills
     before = results(tmp_path)
     ended = run(line, tmp_path)
     assert ended.returncode == 0, ended.stderr
