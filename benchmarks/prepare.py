@@ -63,10 +63,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ftcore-bench-") as folder:
-        os.environ |= {
-            "FTCORE_CACHE": folder,
-            "TOKENIZERS_PARALLELISM": "false",
-        }  # as the command line has it
+        os.environ["FTCORE_CACHE"] = folder
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as the command line has it
         for kind, overrides in KINDS.items():
             path = Path(folder, f"{kind}.jsonl")
             path.write_text("".join(json.dumps(row) + "\n" for row in make_rows(kind, options.rows)))

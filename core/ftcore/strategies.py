@@ -24,14 +24,7 @@ from ftcore.ranks import join_ranks
 if TYPE_CHECKING:
     from ftcore.checkpoint import Checkpoint
 
-__all__ = [
-    "DDP",
-    "Single",
-    "Strategy",
-    "base_model",
-    "local_ranks",
-    "whole_shape",
-]
+__all__ = ["DDP", "Single", "Strategy", "base_model", "local_ranks", "whole_shape"]
 
 BUCKET = 25 * 2**20 // 4  # elements per all-reduce: 25 MiB of fp32
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

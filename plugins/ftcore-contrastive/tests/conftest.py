@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.cli import rendezvous
 
 LABELS = ("late", "refund", "praise")
 ROWS = [
@@ -68,17 +71,15 @@ def open_tiny(config: Any, tmp_path: Path) -> Callable[..., Any]:
 def run_forked() -> Callable[[str, Sequence[dict[str, Any]], Path], None]:
     """`run_forked(source, runs, folder)`: a script that forks the gloo ranks of each run, of `world` each.
 
-    It gets the folder as argument, and there `runs.json`. Forked ranks import torch once for all.
+    It gets the folder as argument, and there `runs.json`, with the environments of each run's ranks as
+    `places`. Forked ranks import torch once for all.
     """
-    from torch.distributed import TCPStore
 
     def run(source: str, runs: Sequence[dict[str, Any]], folder: Path) -> None:
-        # The ranks meet in this process's stores: a port that was only probed for could be taken meanwhile.
-        stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in runs]
-        described = [{**one, "port": store.port} for one, store in zip(runs, stores, strict=True)]
-        (folder / "runs.json").write_text(json.dumps(described))
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-        env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-        subprocess.run([sys.executable, "-c", source, str(folder)], env=env, check=True, timeout=400)
+        with ExitStack() as stack:
+            described = [{**one, "places": stack.enter_context(rendezvous(one["world"]))} for one in runs]
+            (folder / "runs.json").write_text(json.dumps(described))
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run([sys.executable, "-c", source, str(folder)], env=env, check=True, timeout=400)
 
     return run

@@ -153,8 +153,7 @@ class Spy:
         self.seen = {f"{s.name}@{s.offset}": s.grad.clone() for s in shards if s.grad.numel()}
 
 def rank(number, one, folder):
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(one["world"])}
-    os.environ["MASTER_PORT"] = str(one["port"])
+    os.environ |= one["places"][number]
     job = open_job(from_plain(one["config"]), folder, lambda shown: Screen(False), StopFlag())
     spy = Spy()
     enabled = Enabled(name="spy", instance=spy, distribution="", version="0", options={})
