@@ -59,6 +59,11 @@ def test_a_crash_inside_a_job_is_one_failed_job(tmp_path: Path) -> None:
     assert json.loads(failed.read_text()) == {"error": "it broke"}
 
 
+def test_a_sweep_over_nothing_says_so_and_equal_jobs_are_one(tmp_path: Path) -> None:
+    assert "0 jobs: nothing" in run(command(tmp_path, "seed=range(3,3)"), tmp_path).stdout
+    assert "\n1 job: 1 finished" in run(command(tmp_path, "seed=0,0", "train.steps=1"), tmp_path).stdout
+
+
 def test_a_failed_job_is_the_last_one_of_ranks_that_stay(tmp_path: Path) -> None:
     """Of torchrun's, who do all jobs in turn: one may have failed where another waits for it."""
     line = command(tmp_path, "trainer=ddp", "trainer.device=cpu", "optim.lr=1e-3,-1,1e-2", "train.steps=2")

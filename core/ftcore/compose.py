@@ -135,6 +135,12 @@ def run_hydra(job: Callable[[config.Config, Path], float], arguments: Sequence[s
             raise UserError(f"{error.strerror or error}: {error.filename}; set {key} (or name=)") from error
         except RuntimeError as error:  # a launcher's: no Slurm here, a process that was killed
             raise TrainingError(str(error).strip().partition("\n")[0]) from error
+        except (AssertionError, ValueError) as error:
+            settings = [a for a in arguments if a.lstrip("+").startswith(SWEEP_ONLY)]
+            if not settings:
+                raise
+            why = str(error) or "no reason is given"
+            raise UserError(f"the multirun can't be run by {' '.join(settings)}: {why}") from error
         if task.error is not None:
             raise task.error
 
@@ -205,6 +211,8 @@ def _check_options(arguments: Sequence[str]) -> None:
     parser.error = refuse
     options = parser.parse_args(arguments)
     if options.cfg or options.info:
+        if options.multirun:
+            raise UserError("--cfg and --info show one run; leave -m and the lists of values away")
         return
     dead = RUN_ONLY if options.multirun else SWEEP_ONLY
     for key in (a.lstrip("+").partition("=")[0] for a in options.overrides):

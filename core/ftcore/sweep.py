@@ -95,16 +95,17 @@ def _note(run_dir: Path, outcome: str, message: str) -> None:
 
 
 def _report(folder: Path) -> None:
-    read = [json.loads(f.read_text(encoding="utf-8")) for f in folder.glob("*.json")]
-    if not read:
-        return
-    # A launcher's tasks that are ranks of one run leave a word each; one that failed speaks for the run.
-    words = list({w["run"]: w for w in sorted(read, key=lambda w: w["outcome"] == "failed")}.values())
-    outcomes = ("finished", "pruned", "failed", "running elsewhere")
-    counts = {o: sum(w["outcome"] == o for w in words) for o in outcomes}
     if rank_environment()[0] > 0:
         return
-    print(f"\n{len(words)} jobs: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
+    read = [json.loads(f.read_text(encoding="utf-8")) for f in folder.glob("*.json")]
+    if not read:
+        print("0 jobs: nothing is left to run, or a range(...) or glob(...) has no value")
+        return
+    # Ranks of one run leave a word each, and so do equal jobs: the one that says most speaks for the run.
+    outcomes = ("running elsewhere", "finished", "pruned", "failed")
+    words = list({w["run"]: w for w in sorted(read, key=lambda w: outcomes.index(w["outcome"]))}.values())
+    counts = {o: sum(w["outcome"] == o for w in words) for o in (*outcomes[1:], outcomes[0])}
+    print(f"\n{len(words)} job{'s' * (len(words) > 1)}: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
     for word in sorted(words, key=lambda w: str(w["run"])):
         if word["message"]:
             print(f"  {word['outcome']}: {Path(word['run']).name}: {word['message']}")
