@@ -129,7 +129,10 @@ MODEL = {
     ),
     "a sweep's key without -m": ("hydra.sweep.dir={d}/x", r"hydra\.sweep\.dir has no effect without -m"),
     "a config to see with -m": ("seed=0,1 -m --cfg job", r"show one run; leave -m"),
-    "a launcher's value": ("seed=0,1 -m hydra.sweeper.max_batch_size=0", r"can't be run by .*max_batch_size=0"),
+    "a launcher's value": (
+        "seed=0,1 -m hydra.sweeper.max_batch_size=0",
+        r"can't be run by .*max_batch_size=0",
+    ),
     "a run's key with -m": ("seed=0,1 hydra.run.dir={d}/x -m", r"no effect with -m; set hydra\.sweep\.dir"),
     "a file's name for a run": (
         "hydra.run.dir={d}/good.jsonl",

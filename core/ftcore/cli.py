@@ -148,7 +148,7 @@ def _train(cfg, run_dir):  # type: ignore[no-untyped-def]
 
 
 def _import_uncollected() -> None:
-    """Import what a run needs, with the garbage collector off: there is none, and it takes a quarter of a start.
+    """Import what a run needs without the garbage collector, which takes a quarter of a start and finds none.
 
     At exit, too, it would go through all of it once more.
     """

@@ -113,6 +113,7 @@ class Shard:
         offset: of the first element here in the flattened parameter.
         value: 1-D fp32; write into it to change the weights.
         grad: 1-D fp32, summed over ranks and normalised, before clipping; None where there is none.
+        lr_scale: what `param_options` said: the parameter's rate is `lr` times this.
         pretrained: 1-D fp32, the value as it was loaded, before any `setup_model`; kept only where a
             plugin says `@plugin(needs=("pretrained",))`, and None for what the checkpoint did not have
             (a new head, parameters that were added).
@@ -123,6 +124,7 @@ class Shard:
     offset: int
     value: Tensor
     grad: Tensor | None = None
+    lr_scale: float = 1.0
     pretrained: Tensor | None = None
 
 

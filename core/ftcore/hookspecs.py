@@ -188,7 +188,8 @@ def regularize(shards: Sequence[Shard], step: Step) -> dict[str, Tensor] | None:
 def on_gradients(shards: Sequence[Shard], lr: float, step: Step) -> None:
     """After the backward passes, before clipping: gradients are summed, normalised and unscaled.
 
-    Notify; may write `grad` and `value` in place. Not called at a step that fp16's overflow skips.
+    Notify; may write `grad` and `value` in place. A shard's own rate is `lr` times its `lr_scale`. Not
+    called at a step that fp16's overflow skips.
     """
 
 

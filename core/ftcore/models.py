@@ -20,11 +20,14 @@ from ftcore.errors import UserError, nearest, note
 from ftcore.seeding import seed_global
 
 __all__ = [
+    "check_positions",
+    "file_hash",
     "go_offline",
     "load_model",
     "load_tokenizer",
     "locate",
     "origin",
+    "save",
     "set_dropout",
     "text_task",
     "tiny_name",
@@ -402,6 +405,21 @@ def _grow_vocabulary(model: Any, tokenizer: Any, tokens: Sequence[str], cfg: Con
             for token in tokens:
                 pieces = base(token, add_special_tokens=False)["input_ids"]
                 weight[tokenizer.convert_tokens_to_ids(token)] = weight[pieces].mean(dim=0)
+
+
+def save(model: Any, folder: Path, **options: Any) -> None:
+    """`model.save_pretrained(folder, **options)`, without the libraries that might have wrapped the model.
+
+    transformers asks each of them whether it has, and imports it for that: with DeepSpeed and accelerate
+    installed, seconds in every run.
+    """
+    from transformers import modeling_utils
+
+    unwrap, modeling_utils.unwrap_model = modeling_utils.unwrap_model, lambda bare, **_: bare
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        modeling_utils.unwrap_model = unwrap
 
 
 def load_tokenizer_without_additions(cfg: Config) -> Any:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ftcore import models
 from ftcore.config import Config
 from ftcore.contract import Shard
 from ftcore.errors import TrainingError, UserError
@@ -96,7 +97,14 @@ class Single:
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         """Take the model (fp32, CPU) and build its optimiser."""
         self.set_up(model)
-        self.optimizer = build_optimizer(model)
+        self.optimizer = self.optimizer_of(model, build_optimizer)
+
+    def optimizer_of(self, model: torch.nn.Module, build: OptimizerBuilder) -> torch.optim.Optimizer:
+        """The optimiser, whose groups' `lr_scale` shards tell, too."""
+        optimizer = build(model)
+        scales = {id(p): g.get("lr_scale", 1.0) for g in optimizer.param_groups for p in g["params"]}
+        self.lr_scales = {name: scales.get(id(param), 1.0) for name, param in self.params.items()}
+        return optimizer
 
     def set_up(self, model: torch.nn.Module) -> None:
         """Put the model on its device, with checkpointing and autocast as asked for."""
@@ -142,6 +150,7 @@ class Single:
                 offset=start,
                 value=param.detach().view(-1)[start:stop],
                 grad=None if param.grad is None else param.grad.view(-1)[start:stop],
+                lr_scale=self.lr_scales[name],
                 pretrained=self.pretrained.get(name),
             )
             for name, param in self.params.items()
@@ -242,18 +251,8 @@ class Single:
 
     def export(self, model: torch.nn.Module, folder: Path) -> None:
         """Write weights and config as `save_pretrained` does."""
-        if self.rank != 0:
-            return
-        from transformers import modeling_utils
-
-        # transformers asks each library that wraps models whether it wraps this one, and imports it for
-        # that: with DeepSpeed and accelerate installed, seconds in every run.
-        unwrap, modeling_utils.unwrap_model = modeling_utils.unwrap_model, lambda bare, **_: bare
-        try:
-            save: Any = model
-            save.save_pretrained(folder)
-        finally:
-            modeling_utils.unwrap_model = unwrap
+        if self.rank == 0:
+            models.save(model, folder)
 
     def close(self) -> None:
         """Give back what the strategy holds."""

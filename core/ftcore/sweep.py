@@ -105,7 +105,8 @@ def _report(folder: Path) -> None:
     outcomes = ("running elsewhere", "finished", "pruned", "failed")
     words = list({w["run"]: w for w in sorted(read, key=lambda w: outcomes.index(w["outcome"]))}.values())
     counts = {o: sum(w["outcome"] == o for w in words) for o in (*outcomes[1:], outcomes[0])}
-    print(f"\n{len(words)} job{'s' * (len(words) > 1)}: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
+    said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
+    print(f"\n{len(words)} job{'s' if len(words) > 1 else ''}: {said}")
     for word in sorted(words, key=lambda w: str(w["run"])):
         if word["message"]:
             print(f"  {word['outcome']}: {Path(word['run']).name}: {word['message']}")

@@ -65,6 +65,8 @@ def _write(folder: Path, target: Path, dtype: str, shard_size: str) -> None:
     import torch
     import transformers
 
+    from ftcore.models import save
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
@@ -75,7 +77,7 @@ def _write(folder: Path, target: Path, dtype: str, shard_size: str) -> None:
         )
     model = loader.from_pretrained(folder, dtype=getattr(torch, DTYPES[dtype]))
     try:
-        model.save_pretrained(target, max_shard_size=shard_size)
+        save(model, target, max_shard_size=shard_size)
     except ValueError as error:
         raise UserError(f"--shard-size {shard_size}: {error}") from error
     for file in sorted(folder.iterdir()):

@@ -113,6 +113,10 @@ def test_a_file_that_contradicts_is_refused_with_both_values(
             {"flops_profiler": {"enabled": False}, "sequence_parallel": 1},
             "DeepSpeed has no 'sequence_parallel'",
         ),
+        (
+            {"activation_checkpointing": {"profile": True, "partition_activation": True}},
+            r"no 'activation_checkpointing\.partition_activation'; .*\.partition_activations'",
+        ),
     ],
 )
 def test_a_key_that_deepspeed_does_not_know_is_refused(tmp_path: Path, given: Any, message: str) -> None:

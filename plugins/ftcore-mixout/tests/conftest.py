@@ -39,9 +39,9 @@ def open_tiny(config: Any, tmp_path: Path) -> Callable[..., Any]:
     from ftcore.screen import Screen
     from ftcore.signals import StopFlag
 
-    def make(overrides: Any = None, mixout: Any = None, run: str = "run") -> Any:
+    def make(overrides: Any = None, mixout: Any = None, run: str = "run", extra: Any = ()) -> Any:
         run_dir = tmp_path / run
         run_dir.mkdir(exist_ok=True)
-        return open_job(config(overrides, mixout), run_dir, Screen, StopFlag())
+        return open_job(config(overrides, mixout), run_dir, Screen, StopFlag(), extra)
 
     return make

@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from ftcore import UserError, hookimpl, plugin
+from ftcore import Step, UserError, hookimpl, plugin
 from ftcore.batches import micro_batches
 from ftcore.contract import Sampler
 from ftcore.defaults import Defaults
@@ -19,6 +19,7 @@ from ftcore.hooks import Hooks
 from ftcore.loop import run_step, train
 from ftcore.optim import lr_factor
 from ftcore.plugins import Enabled
+from ftcore.probe import extra as enabled
 from ftcore.results import describe_run, export
 from ftcore_mixout._mask import draw, mask_key
 
@@ -155,6 +156,30 @@ def test_decay_alone_leaves_forward_and_dropout_as_they_are(open_tiny: Jobs) -> 
     }
     assert decays["classifier.weight"] == job.cfg.optim.weight_decay
     assert decays["bert.pooler.dense.weight"] == 0
+
+
+@plugin()
+class Slower:
+    """Half the rate for one weight, as a plugin with a rate per layer has it."""
+
+    @hookimpl
+    def param_options(self, name: str) -> dict[str, float] | None:
+        return {"lr_scale": 0.5} if name == "bert.pooler.dense.weight" else None
+
+
+def test_decay_goes_by_the_rate_of_each_weight(open_tiny: Jobs) -> None:
+    """AdamW's decay is the weight's own rate times `decay`; so is the one that takes its place."""
+    mixout = {"p": 0.0, "decay": 0.3}
+    job = open_tiny(QUIET, mixout, extra=[enabled("slower", Slower())])
+    job.hooks.on_train_start(job.state(3))
+    shards = {shard.name: shard for shard in job.strategy.shards()}
+    halved, other = shards["bert.pooler.dense.weight"], shards["bert.encoder.layer.0.output.dense.weight"]
+    for shard in (halved, other):
+        shard.value += 1.0  # so far from the pretrained value
+    before = {s.name: s.value.clone() for s in (halved, other)}
+    job.hooks.on_gradients(list(shards.values()), 0.1, Step(index=0, total=3, epoch=0, seed=0))
+    for shard, rate in ((halved, 0.05), (other, 0.1)):
+        assert torch.allclose(shard.value, before[shard.name] - rate * 0.3, atol=1e-6)
 
 
 def test_control_is_the_run_without_it_at_the_rate_it_amounts_to(open_tiny: Jobs) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Iterator, Mapping
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,43 +104,46 @@ def accepted(path: str | None, passed: list[str]) -> Iterator[None]:
 
 
 def check_known(engine: Mapping[str, Any], path: str | None, passed: list[str]) -> None:
-    """Refuse a section that DeepSpeed never looks at: it would do nothing, and DeepSpeed doesn't say so.
+    """Refuse a key that DeepSpeed never looks at: it would do nothing, and DeepSpeed doesn't say so.
 
     Raises:
-        UserError: names the section, and the nearest of those that DeepSpeed knows.
+        UserError: names the key, and the nearest of those that DeepSpeed knows.
     """
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    read = _Read(copy.deepcopy(dict(engine)))
-    DeepSpeedConfig(read)
-    for section in dict.fromkeys(key.partition(".")[0] for key in passed):
-        if section not in read.asked:
-            raise UserError(
-                f"trainer.config={path}: DeepSpeed has no '{section}'; {nearest(section, read.asked)}"
-            )
+    asked: set[str] = set()
+    DeepSpeedConfig(_Read(copy.deepcopy(dict(engine)), "", asked))
+    starts = (accumulate(key.split("."), "{}.{}".format) for key in passed)  # a, a.b, a.b.c
+    for key in chain.from_iterable(starts):
+        group = key.rpartition(".")[0]
+        known = {name for name in asked if name.rpartition(".")[0] == group}
+        if known and key not in asked:  # where a section is read as a whole, DeepSpeed says what is unknown
+            raise UserError(f"trainer.config={path}: DeepSpeed has no '{key}'; {nearest(key, known)}")
 
 
 class _Read(dict[str, Any]):
-    """A dict that notes what it was asked for."""
+    """A dict that notes what it, and the dicts in it, were asked for, by dotted keys."""
 
-    def __init__(self, plain: Mapping[str, Any]) -> None:
-        super().__init__(plain)
-        self.asked: set[str] = set()
+    def __init__(self, plain: Mapping[str, Any], prefix: str, asked: set[str]) -> None:
+        super().__init__(
+            {k: _Read(v, f"{prefix}{k}.", asked) if isinstance(v, dict) else v for k, v in plain.items()}
+        )
+        self._prefix, self._asked = prefix, asked
 
     def __contains__(self, key: object) -> bool:
-        self.asked.add(str(key))
+        self._asked.add(f"{self._prefix}{key}")
         return super().__contains__(key)
 
     def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
+        self._asked.add(f"{self._prefix}{key}")
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
+        self._asked.add(f"{self._prefix}{key}")
         return super().get(key, default)
 
     def keys(self) -> Any:
-        return self
+        return super().keys() if self._prefix else self  # by `in self.keys()` it asks, too
 
 
 def _facts(cfg: Config, options: DeepSpeed, world_size: int) -> dict[str, tuple[str, Any]]:

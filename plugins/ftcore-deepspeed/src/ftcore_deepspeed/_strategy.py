@@ -57,7 +57,7 @@ class ZeRO(DDP):
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         """Take the model and its optimiser into an engine."""
         self.set_up(model)
-        optimizer = build_optimizer(model)
+        optimizer = self.optimizer_of(model, build_optimizer)
         with accepted(*self.given):
             self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.engine_config
@@ -113,6 +113,7 @@ class ZeRO(DDP):
                 offset=part.offset,
                 value=part.of(part.flat),
                 grad=grads[name],
+                lr_scale=self.lr_scales[name],
                 pretrained=self.pretrained.get(name),
             )
             for name, part in self.slices.parts.items()

@@ -157,7 +157,7 @@ class Mixout:
     def on_gradients(self, shards: list[Shard], lr: float) -> None:
         for shard in shards:
             if (target := self._slices.get(shard.name)) is not None:
-                decay_(shard.value, target, lr * self.decay)
+                decay_(shard.value, target, lr * shard.lr_scale * self.decay)
 
     @hookimpl
     def on_export(self) -> None:
