@@ -5,6 +5,7 @@ Hydra's object stops at `compose`: everything after it sees `Config`. Imports ne
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -279,91 +280,69 @@ def _typed(schema: type[Any], node: dict[str, Any], prefix: str) -> Any:
         raise UserError(f"{key}: wrong type: {str(error).partition(chr(10))[0]}") from error
 
 
+COUNTS = (
+    *("train.batch_size", "train.micro_batch_size", "train.steps", "train.eval_every", "train.save_every"),
+    *("train.log_every", "train.keep_last", "train.early_stop", "task.max_new_tokens", "data.workers"),
+    *("data.limit.train", "data.limit.validation", "data.limit.test"),
+)
+"""Keys of at least 1, or null."""
+
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "train.epochs": ("above 0, and finite", lambda x: 0 < x < math.inf),
+    "train.max_grad_norm": ("above 0 (null does not clip)", lambda x: x is None or x > 0),
+    "train.keep": ("'result' or 'resume'", lambda x: x in ("result", "resume")),
+    "train.precision": (f"one of {PRECISIONS}", lambda x: x in PRECISIONS),
+    "optim.lr": ("above 0", lambda x: x > 0),
+    "optim.weight_decay": ("at least 0", lambda x: x >= 0),
+    "optim.eps": ("above 0", lambda x: x > 0),
+    "optim.warmup": ("at least 0", lambda x: x >= 0),
+    "optim.schedule": (f"one of {SCHEDULES}", lambda x: x in SCHEDULES),
+    "optim.betas": ("two numbers in [0, 1)", lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x)),
+    "task.label_smoothing": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "task.name": (f"one of {(*TASKS, 'auto')}", lambda x: x in (*TASKS, "auto")),
+    "model.dropout": ("in [0, 1) or null", lambda x: x is None or 0 <= x < 1),
+    "data.max_length": ("at least 4", lambda x: x >= 4),
+    "data.max_truncated": ("a share, 0 to 1", lambda x: 0 <= x <= 1),
+    "data.max_dropped": ("a share, 0 to 1", lambda x: 0 <= x <= 1),
+    "data.split_seed": ("at least 0", lambda x: x >= 0),
+    "data.split": (
+        "three shares that sum to 1: train (above 0), validation, test",
+        lambda x: x is None or (len(x) == 3 and min(x) >= 0 < x[0] and abs(sum(x) - 1) < 1e-6),
+    ),
+    "data.csv.delimiter": ("one character or 'tab'", lambda x: x in (None, "tab") or len(x) == 1),
+    "data.csv.quote": ("one character or ''", lambda x: x is None or len(x) <= 1),
+    "trainer.devices": ("at least 1", lambda x: x is None or x >= 1),
+}
+"""What a key's value must be, in words, and whether it is."""
+
+
 def validate(cfg: Config) -> None:
     """Refuse values that no run can work with.
 
     Raises:
         UserError: names the key, the rule and the value.
     """
-    train, data, optim, task = cfg.train, cfg.data, cfg.optim, cfg.task
+    for key in COUNTS:
+        _check(cfg, key, "at least 1", lambda x: x is None or x >= 1)
+    for key, (must, holds) in RULES.items():
+        _check(cfg, key, must, holds)
+    size, task, trainer = cfg.train.batch_size, cfg.task.name, cfg.trainer
+    at_most = f"at most train.batch_size ({size})"
+    _check(cfg, "train.micro_batch_size", at_most, lambda x: (x or 1) <= size)
+    if task != "classify":
+        null = f"null for task={task}, which reads one text"
+        _check(cfg, "data.columns.text_pair", null, lambda x: x is None)
+    if isinstance(trainer, TrainerConfig) and trainer.strategy == "single" and (trainer.devices or 1) > 1:
+        raise UserError(
+            f"trainer=single runs on one device, got trainer.devices={trainer.devices}; use trainer=ddp"
+        )
 
-    def rule(holds: bool, key: str, must: str, value: Any) -> None:
-        if not holds:
-            raise UserError(f"{key} must be {must}, got {value}")
 
-    positive = {
-        "train.batch_size": train.batch_size,
-        "train.micro_batch_size": train.micro_batch_size,
-        "train.steps": train.steps,
-        "train.eval_every": train.eval_every,
-        "train.save_every": train.save_every,
-        "train.log_every": train.log_every,
-        "data.workers": data.workers,
-        "train.keep_last": train.keep_last,
-        "train.early_stop": train.early_stop,
-        "data.limit.train": data.limit.train,
-        "data.limit.validation": data.limit.validation,
-        "data.limit.test": data.limit.test,
-        "task.max_new_tokens": task.max_new_tokens,
-    }
-    for key, value in positive.items():
-        rule(value is None or value >= 1, key, "at least 1", value)
-    rule(data.split_seed >= 0, "data.split_seed", "at least 0", data.split_seed)
-    rule(0 < train.epochs < math.inf, "train.epochs", "above 0, and finite", train.epochs)
-    rule(
-        (train.micro_batch_size or 1) <= train.batch_size,
-        "train.micro_batch_size",
-        f"at most train.batch_size ({train.batch_size})",
-        train.micro_batch_size,
-    )
-    rule(
-        train.max_grad_norm is None or train.max_grad_norm > 0,
-        "train.max_grad_norm",
-        "above 0 (null does not clip)",
-        train.max_grad_norm,
-    )
-    rule(train.keep in ("result", "resume"), "train.keep", "'result' or 'resume'", train.keep)
-    rule(train.precision in PRECISIONS, "train.precision", f"one of {PRECISIONS}", train.precision)
-    rule(optim.lr > 0, "optim.lr (the learning rate)", "above 0", optim.lr)
-    rule(optim.weight_decay >= 0, "optim.weight_decay", "at least 0", optim.weight_decay)
-    rule(optim.eps > 0, "optim.eps", "above 0", optim.eps)
-    rule(optim.warmup >= 0, "optim.warmup", "at least 0", optim.warmup)
-    rule(optim.schedule in SCHEDULES, "optim.schedule", f"one of {SCHEDULES}", optim.schedule)
-    good_betas = len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas)
-    rule(good_betas, "optim.betas", "two numbers in [0, 1)", optim.betas)
-    rule(0 <= task.label_smoothing < 1, "task.label_smoothing", "in [0, 1)", task.label_smoothing)
-    known = (*TASKS, "auto")
-    rule(task.name in known, "task.name", f"one of {known}", task.name)
-    rule(data.max_length >= 4, "data.max_length", "at least 4", data.max_length)
-    dropout = cfg.model.dropout
-    rule(dropout is None or 0 <= dropout < 1, "model.dropout", "in [0, 1) or null", dropout)
-    for key, share in (("truncated", data.max_truncated), ("dropped", data.max_dropped)):
-        rule(0 <= share <= 1, f"data.max_{key}", "a share, 0 to 1", share)
-    rule(
-        task.name == "classify" or data.columns.text_pair is None,
-        "data.columns.text_pair",
-        f"null for task={task.name}, which reads one text",
-        data.columns.text_pair,
-    )
-    if data.split is not None:
-        good = len(data.split) == 3 and min(data.split) >= 0 and data.split[0] > 0
-        good = good and abs(sum(data.split) - 1) < 1e-6
-        rule(good, "data.split", "three shares that sum to 1: train (above 0), validation, test", data.split)
-    if isinstance(data, FilesData):
-        for key, text, usual in (
-            ("delimiter", data.csv.delimiter, (None, "tab")),
-            ("quote", data.csv.quote, (None, "")),
-        ):
-            rule(
-                text in usual or len(text or "") == 1,
-                f"data.csv.{key}",
-                f"one character or {usual[1]!r}",
-                text,
-            )
-    if isinstance(cfg.trainer, TrainerConfig):
-        devices = cfg.trainer.devices
-        rule(devices is None or devices >= 1, "trainer.devices", "at least 1", devices)
-        if cfg.trainer.strategy == "single" and (devices or 1) > 1:
-            raise UserError(
-                f"trainer=single runs on one device, got trainer.devices={devices}; use trainer=ddp"
-            )
+def _check(cfg: Config, key: str, must: str, holds: Callable[[Any], bool]) -> None:
+    """Refuse a key's value, where the key is: sources of data and plugins' trainers have others."""
+    node: Any = cfg
+    *groups, name = key.split(".")
+    for group in groups:
+        node = getattr(node, group, None)
+    if hasattr(node, name) and not holds(value := getattr(node, name)):
+        raise UserError(f"{key} must be {must}, got {value}")

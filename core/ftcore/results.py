@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ftcore import __version__, models
+from ftcore.card import model_card
 from ftcore.errors import UserError
 from ftcore.job import Job
 from ftcore.predictions import tabulate, write_table
@@ -190,8 +191,7 @@ def export(job: Job, metrics: Mapping[str, float]) -> None:
     job.strategy.export(model, folder)
     if job.strategy.rank == 0:
         job.tokenizer.save_pretrained(folder)
-        card = model_card(job, type(model).__name__, metrics)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(model_card(job, type(model).__name__, metrics), encoding="utf-8")
 
 
 def _generate_as_evaluated(generation: Any, job: Job) -> None:
@@ -204,92 +204,3 @@ def _generate_as_evaluated(generation: Any, job: Job) -> None:
         generation.do_sample, generation.num_beams = False, 1
         generation.max_new_tokens = job.cfg.task.max_new_tokens
         generation.max_length = None
-
-
-EXAMPLES = {
-    "classify": """inputs = tokenizer({texts}, truncation=True, max_length={length}, return_tensors="pt")
-print(model.config.id2label[int(model(**inputs).logits.argmax())])""",
-    "seq2seq": """inputs = tokenizer("a text", truncation=True, max_length={length}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))""",
-    "causal_lm": """inputs = tokenizer("a text", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))""",
-    "chat": """messages = [{{"role": "user", "content": "a question"}}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0], skip_special_tokens=True))""",
-}
-"""How a model of each task answers, in plain transformers."""
-
-
-def model_card(job: Job, model_class: str, metrics: Mapping[str, float]) -> str:
-    """The README of `model/`: data, recipe, plugins, figures, and code that loads it."""
-    cfg, audits = job.cfg, job.prepared.audits
-    base = {"ftcore:minilm": models.MINILM}.get(cfg.model.path, cfg.model.path)
-    is_public = not base.startswith(("ftcore:", "/", "."))  # a path says nothing elsewhere
-    plugins = [
-        f"- {p.name} ({p.distribution} {p.version}): {json.dumps(p.options)}" for p in job.hooks.plugins
-    ]
-    rows = [f"| {name} | {a.rows:,} | {a.tokens:,} | {a.truncated:,} |" for name, a in audits.items()]
-    texts = '"a text", "its pair"' if cfg.data.columns.text_pair else '"a text"'
-    header = {
-        "library_name": "transformers",
-        **({"base_model": base} if is_public else {}),
-        "tags": "[ftcore]",
-    }
-    recipe = {
-        "steps": job.progress.step,
-        "rows per step": cfg.train.batch_size,
-        "learning rate": f"{cfg.optim.lr} ({cfg.optim.schedule}, warmup {cfg.optim.warmup})",
-        "weight decay": cfg.optim.weight_decay,
-        "precision": cfg.train.precision,
-        "longest row": f"{cfg.data.max_length} tokens",
-        "seed": cfg.seed,
-    }
-    return "\n".join(
-        [
-            "---",
-            *(f"{k}: {v}" for k, v in header.items()),
-            "---",
-            f"# {base if is_public else Path(base).name}, fine-tuned for {cfg.task.name}",
-            "",
-            *([f"Labels: {', '.join(job.prepared.labels)}.", ""] if job.prepared.labels else []),
-            "```python",
-            f"from transformers import AutoTokenizer, {model_class}",
-            "",
-            f'model = {model_class}.from_pretrained("model")  # this directory',
-            'tokenizer = AutoTokenizer.from_pretrained("model")',
-            EXAMPLES["chat" if job.tokenizer.chat_template else cfg.task.name].format(
-                texts=texts, length=cfg.data.max_length
-            ),
-            "```",
-            "",
-            "## Figures",
-            "",
-            "`eval` is of the validation data, which picked these weights; `test` is of data that nothing was"
-            " picked by.",
-            "",
-            "| metric | value |",
-            "|---|---|",
-            *(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
-            "",
-            "## Data",
-            "",
-            "| split | rows | tokens | truncated |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            f"Fingerprint {job.prepared.fingerprint}.",
-            "",
-            "## Recipe",
-            "",
-            f"Made by ftcore {__version__}; the whole of it is in the run's `config.yaml`.",
-            "",
-            "| setting | value |",
-            "|---|---|",
-            *(f"| {name} | {value} |" for name, value in recipe.items()),
-            "",
-            *(["Plugins, in call order:", "", *plugins] if plugins else ["No plugins."]),
-            "",
-        ]
-    )

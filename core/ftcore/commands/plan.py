@@ -20,6 +20,7 @@ from ftcore.errors import UserError
 if TYPE_CHECKING:
     from ftcore.config import Config
     from ftcore.hooks import Hooks
+    from ftcore.plugins import Enabled
     from ftcore.prepare import Prepared
 
 __all__ = ["main"]
@@ -74,23 +75,7 @@ def _report(
     prepared = prepare(hooks, tokenizer) if measure else cached(hooks, tokenizer)
     described, memory, parameters = _describe(hooks, tokenizer, prepared, ranks, gpu_memory)
     return {
-        "plugins": [
-            {
-                "name": p.name,
-                "distribution": p.distribution,
-                "version": p.version,
-                "options": p.options,
-                "from": {
-                    key: _origin(node, key, p.options[key], type(p.instance), overrides)
-                    for node in ["trainer" if p.name == cfg.trainer_plugin else f"plugin.{p.name}"]
-                    for key in p.options
-                },
-                "summary": p.summary,
-                "declares": {k: v for k, v in asdict(p.meta).items() if v},
-                **({"describes": described[p.name]} if p.name in described else {}),
-            }
-            for p in hooks.plugins
-        ],
+        "plugins": [_plugin(p, cfg, overrides, described.get(p.name)) for p in hooks.plugins],
         "hooks": {
             name: [{"plugin": p, "wrapper": w} for p, w in found]
             for name in names()
@@ -107,6 +92,23 @@ def _report(
         **({"memory": memory} if memory else {}),
         "disk": _disk(cfg, parameters),
         "directory": str(run_dir),
+    }
+
+
+def _plugin(
+    plugin: Enabled, cfg: Config, overrides: Sequence[str], described: dict[str, Any] | None
+) -> dict[str, Any]:
+    node = "trainer" if plugin.name == cfg.trainer_plugin else f"plugin.{plugin.name}"
+    cls = type(plugin.instance)
+    return {
+        "name": plugin.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "options": plugin.options,
+        "from": {key: _origin(node, key, value, cls, overrides) for key, value in plugin.options.items()},
+        "summary": plugin.summary,
+        "declares": {k: v for k, v in asdict(plugin.meta).items() if v},
+        **({} if described is None else {"describes": described}),
     }
 
 
