@@ -20,7 +20,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("reviews.csv", "a (1).csv", "a,b=c.csv", "demo", "parts/train.jsonl", "parts/dev.jsonl",
                  "parts/test.jsonl", "parts/README.md", "loose/b.csv", "loose/a.csv", "weights/config.json",
-                 "nested/train/1.csv", "nested/val/1.csv"):  # fmt: skip
+                 "nested/train/1.csv", "nested/val/1.csv", "runs/done/config.yaml",
+                 "runs/done/model/config.json", "runs/begun/config.yaml"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     return tmp_path
@@ -46,6 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["model=org/name"], ["model=pretrained", "model.path=org/name"]),
         (["model=./weights"], ["model=pretrained", "model.path=./weights"]),
         (["model=weights"], ["model=pretrained", "model.path=weights"]),
+        (["model=runs/done"], ["model=pretrained", "model.path=runs/done/model"]),
         (["data=demo", "model=tiny_bert"], ["data=demo", "model=tiny_bert"]),
         (["data=./demo"], ["data=files", "data.train=./demo", SPLIT]),
         (["data=filse", "model=tiny_brt"], ["data=filse", "model=tiny_brt"]),
@@ -81,6 +83,11 @@ def test_file_that_is_not_there_is_named_with_the_nearest(folder: Path) -> None:
     """Not Hydra's list of choices: this was meant as a path."""
     with pytest.raises(UserError, match=r"data=review\.csv: no such file .*did you mean 'reviews\.csv'\?"):
         expand(["data=review.csv"], CHOICES)
+
+
+def test_a_run_without_a_model_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"model=runs/begun: that run has no model/"):
+        expand(["model=runs/begun"], CHOICES)
 
 
 @settings(max_examples=300, deadline=None)

@@ -79,7 +79,8 @@ def locate(model: ModelConfig) -> str:
             raise UserError(f"model.path: no such directory: {path}")
         return path
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.path: {folder} has no config.json, so it is no model directory")
+        run = f"; the run's model is {folder / 'model'}" if (folder / "config.yaml").is_file() else ""
+        raise UserError(f"model.path: {folder} has no config.json, so it is no model directory{run}")
     if not list(folder.glob("*.safetensors")):
         pickled = " (only pickled weights, which are not read)" if list(folder.glob("*.bin")) else ""
         raise UserError(f"model.path: {folder} has no weights (*.safetensors){pickled}")

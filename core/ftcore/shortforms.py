@@ -113,10 +113,20 @@ def _parts(directory: Path) -> dict[str, str]:
 
 
 def _model(values: Sequence[str], given: set[str]) -> list[str]:
-    """`model=PATH`: a directory, or a hub's `org/name`."""
+    """`model=PATH`: a directory (of a finished run: its `model/`), or a hub's `org/name`."""
     if not all("/" in value or Path(value).expanduser().is_dir() for value in values):
         return []  # Hydra names the choices
-    return ["model=pretrained", f"model.path={','.join(map(_quote, values))}"]
+    paths = [
+        _of_run(value) if (Path(value).expanduser() / "config.yaml").is_file() else value for value in values
+    ]
+    return ["model=pretrained", f"model.path={','.join(map(_quote, paths))}"]
+
+
+def _of_run(value: str) -> str:
+    model = str(Path(value, "model"))
+    if not Path(model).expanduser().is_dir():
+        raise UserError(f"model={value}: that run has no model/: it has not finished, was pruned, or lost it")
+    return model
 
 
 def _quote(value: str) -> str:

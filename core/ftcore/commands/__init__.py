@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 def parse_run(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command that takes a run's arguments (`overrides`), `--config-dir` among them."""
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a directory of your own configs")
-    parser.add_argument("overrides", nargs="*", help="the run's own arguments (key=value)")
+    parser.add_argument("overrides", nargs="*", default=[], help="the run's own arguments (key=value)")
     options = parser.parse_intermixed_args(arguments)
     if (folder := options.config_dir) is not None:
         if not folder.is_dir():
@@ -72,7 +72,9 @@ def resume(arguments: Sequence[str]) -> int:
     """Go on with an unfinished run from its newest valid checkpoint."""
     parser = Parser(prog="ftcore resume", description="Go on with an unfinished run.")
     parser.add_argument("run_dir", type=Path, help="its directory (runs/latest is the newest)")
-    parser.add_argument("trainer", nargs="*", help="on other devices: trainer=ddp trainer.devices=2")
+    parser.add_argument(
+        "trainer", nargs="*", default=[], help="on other devices: trainer=ddp trainer.devices=2"
+    )
     options = parser.parse_args(arguments)
     from ftcore.run import read_config, run
 

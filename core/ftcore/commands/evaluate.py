@@ -22,7 +22,9 @@ def main(arguments: Sequence[str]) -> int:
         description="Evaluate a run (on its validation and test data) or a model, or either on a file.",
     )
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's directory, a model's, or a hub id")
-    parser.add_argument("settings", nargs="*", help="data=FILE (with labels), data.columns.text=NAME, ...")
+    parser.add_argument(
+        "settings", nargs="*", default=[], help="data=FILE (with labels), data.columns.text=NAME, ..."
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     from ftcore.evaluation import predict, score

@@ -24,7 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's directory, a model's, or a hub id")
     parser.add_argument("file", help="the rows; labels are not needed")
-    parser.add_argument("settings", nargs="*", help="data.columns.text=NAME, data.max_length=N, ...")
+    parser.add_argument(
+        "settings", nargs="*", default=[], help="data.columns.text=NAME, data.max_length=N, ..."
+    )
     parser.add_argument("--to", type=Path, metavar="FILE", help=".jsonl, .parquet or .csv; else stdout")
     options = parser.parse_args(arguments)
     from ftcore.predictions import SUFFIXES, write_lines, write_table
