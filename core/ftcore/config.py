@@ -292,7 +292,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "train.max_grad_norm": ("above 0 (null does not clip)", lambda x: x is None or x > 0),
     "train.keep": ("'result' or 'resume'", lambda x: x in ("result", "resume")),
     "train.precision": (f"one of {PRECISIONS}", lambda x: x in PRECISIONS),
-    "optim.lr": ("above 0", lambda x: x > 0),
+    "optim.lr (the learning rate)": ("above 0", lambda x: x > 0),
     "optim.weight_decay": ("at least 0", lambda x: x >= 0),
     "optim.eps": ("above 0", lambda x: x > 0),
     "optim.warmup": ("at least 0", lambda x: x >= 0),
@@ -341,7 +341,7 @@ def validate(cfg: Config) -> None:
 def _check(cfg: Config, key: str, must: str, holds: Callable[[Any], bool]) -> None:
     """Refuse a key's value, where the key is: sources of data and plugins' trainers have others."""
     node: Any = cfg
-    *groups, name = key.split(".")
+    *groups, name = key.partition(" ")[0].split(".")
     for group in groups:
         node = getattr(node, group, None)
     if hasattr(node, name) and not holds(value := getattr(node, name)):
