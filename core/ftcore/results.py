@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 PACKAGES = (
-    "torch",
     "transformers",
     "tokenizers",
     "datasets",
@@ -103,7 +102,8 @@ def describe_run(job: Job) -> dict[str, Any]:
             }
             for p in job.hooks.plugins
         ],
-        "packages": {name: v for name in PACKAGES if (v := _version(name))},
+        # torch's own version says for which CUDA it was built, too.
+        "packages": {"torch": torch.__version__, **{name: v for name in PACKAGES if (v := _version(name))}},
         "data": {
             "fingerprint": job.prepared.fingerprint,
             "source": job.prepared.source,
