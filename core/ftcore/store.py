@@ -159,5 +159,5 @@ def _encode(value: Any, kind: str, where: str) -> Array:
     return data.astype(dtype)
 
 
-def _in_range(data: Array, info: np.iinfo[Any]) -> bool:
+def _in_range(data: Array, info: "np.iinfo[Any]") -> bool:
     return bool(info.min <= int(data.min()) and int(data.max()) <= info.max)
