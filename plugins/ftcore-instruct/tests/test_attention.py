@@ -13,7 +13,15 @@ import transformers
 from ftcore import UserError
 from ftcore.collate import pad
 from ftcore.tiny import config
-from ftcore_instruct._attention import Lengths, Segments, check_packing, segment_attention, use_segments
+from ftcore_instruct import _attention
+from ftcore_instruct._attention import (
+    Lengths,
+    Segments,
+    check_flash,
+    check_packing,
+    segment_attention,
+    use_segments,
+)
 from ftcore_instruct._forward import call, loss_term
 from ftcore_instruct._loss import kept_positions
 from ftcore_instruct._packing import flatten, padded
@@ -188,6 +196,31 @@ def test_a_model_that_sees_across_rows_is_caught() -> None:
     model.forward = leaky
     with pytest.raises(UserError, match="rows see each other"):
         check_packing(model, lambda made: flatten(made, True))
+
+
+@pytest.mark.parametrize("window", [None, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_in_half_precision_is_allowed(dtype: torch.dtype, window: int | None) -> None:
+    """What a GPU's flash attention is held to is met by the loop itself in half precision."""
+    check_flash(torch.device("cpu"), dtype, window)
+
+
+@pytest.mark.parametrize("fault", ["sees its neighbour", "another scale", "gradient is lost"])
+def test_flash_attention_that_is_wrong_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        if query.dtype == torch.bfloat16 and fault == "sees its neighbour":
+            options["segments"] = Segments(Lengths.of((68, 130), query.device))  # the first two as one
+        if query.dtype == torch.bfloat16 and fault == "another scale":
+            options["scaling"] = 0.25
+        if query.dtype == torch.bfloat16 and fault == "gradient is lost":
+            value = torch.cat([value[:, :, :65], value[:, :, 65:].detach()], dim=2)
+        return segment_attention(module, query, key, value, mask, **options)
+
+    monkeypatch.setattr(_attention, "segment_attention", wrong)
+    with pytest.raises(
+        UserError, match=r"off by \S+ in torch.bfloat16 on cpu .*plugin\.instruct\.pack=false"
+    ):
+        check_flash(torch.device("cpu"), torch.bfloat16)
 
 
 @pytest.mark.gpu

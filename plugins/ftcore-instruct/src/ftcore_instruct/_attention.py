@@ -19,10 +19,19 @@ from torch import Tensor
 
 from ftcore import Batch, UserError
 
-__all__ = ["Lengths", "Segments", "check_packing", "packed_inputs", "segment_attention", "use_segments"]
+__all__ = [
+    "Lengths",
+    "Segments",
+    "check_flash",
+    "check_packing",
+    "packed_inputs",
+    "segment_attention",
+    "use_segments",
+]
 
 NAME = "ftcore_segments"
 TOLERANCE = 1e-4  # of logits, relative to the largest one
+HALF_TOLERANCE = 5e-2  # of attention in half precision and its gradient, the same
 
 
 @dataclass(frozen=True)
@@ -297,6 +306,31 @@ def check_packing(model: Any, flat: Callable[[list[Any]], Batch]) -> None:
     off = max(float((x - plain).abs().max() / plain.abs().max()) for x in (together, alone))
     if not off < TOLERANCE:
         raise _refuse(model, f"logits of packed rows are off by {off:.1e}: rows see each other")
+
+
+def check_flash(device: torch.device, dtype: torch.dtype, window: int | None = None) -> None:
+    """Compare varlen flash attention in `dtype` with the loop in fp32, outputs and gradients, on this device.
+
+    Raises:
+        UserError: they differ by more than rounding, with the largest difference.
+    """
+    module, sizes = torch.nn.Module(), (65, 3, 130)
+    drawn = torch.Generator().manual_seed(0)
+    heads = [torch.randn(1, n, sum(sizes), 64, generator=drawn).to(device) for n in (4, 2, 2)]
+    segments, results = Segments(Lengths.of(sizes, device)), []
+    for kind in (torch.float32, dtype):
+        query, key, value = inputs = [x.to(kind, copy=True).requires_grad_(True) for x in heads]
+        out, _ = segment_attention(
+            module, query, key, value, None, segments=segments, scaling=0.125, sliding_window=window
+        )
+        found = torch.autograd.grad(out.float().square().sum(), inputs)
+        results.append([x.detach().float() for x in (out, *found)])
+    off = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*results, strict=True))
+    if not off < HALF_TOLERANCE:
+        raise UserError(
+            f"flash attention of packed rows is off by {off:.1e} in {dtype} on {device} (torch"
+            f" {torch.__version__}); set plugin.instruct.pack=false, or train.precision=fp32"
+        )
 
 
 def _logits(model: Any, batch: Batch) -> Tensor:

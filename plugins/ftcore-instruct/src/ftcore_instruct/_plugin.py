@@ -14,9 +14,9 @@ from ftcore.config import Config
 from ftcore.plugins import Meta
 from ftcore.sampling import LengthBuckets
 from ftcore.store import Rows
-from ftcore.strategies import base_model
+from ftcore.strategies import DTYPES, base_model
 from ftcore_instruct import _data, _report
-from ftcore_instruct._attention import check_packing, use_segments
+from ftcore_instruct._attention import check_flash, check_packing, use_segments
 from ftcore_instruct._chat_template import PLAIN
 from ftcore_instruct._evaluation import evaluate, predict
 from ftcore_instruct._forward import call, count_weights, loss_term
@@ -88,7 +88,7 @@ class Instruct:
         taken = {"row_tensors": self.pack, "logits": self.loss != "full"}
         meta: Meta = getattr(type(self), "__ftcore__")  # noqa: B009, mypy does not see the decorator's work
         self.__ftcore__ = replace(meta, removes=tuple(w for w, away in taken.items() if away))
-        self._decoder, self._can_chunk, self._label_smoothing = True, False, 0.0
+        self._decoder, self._can_chunk, self._label_smoothing, self._precision = True, False, 0.0, "fp32"
         self._new_rows: dict[str, Any] = {}
 
     # Data.
@@ -176,11 +176,14 @@ class Instruct:
 
         Raises:
             UserError: a floor of a task that is not evaluated. (`ftcore evaluate` may be given other tasks.)
+                Or flash attention that does not compute, on this GPU, what attention row by row does.
         """
         assert self._splits is not None
         if self._splits.no_floor:
             raise UserError(self._splits.no_floor)
         _report.show(self._table, self._splits.overlap, state.run_dir)
+        if self.pack and state.device.type == "cuda" and self._precision in DTYPES:
+            check_flash(state.device, DTYPES[self._precision])
 
     # Training.
 
@@ -196,7 +199,7 @@ class Instruct:
     @hookimpl
     def setup_model(self, model: Any, cfg: Config) -> None:
         """Prove that the model can train on packed rows before it does."""
-        self._label_smoothing = cfg.task.label_smoothing
+        self._label_smoothing, self._precision = cfg.task.label_smoothing, cfg.train.precision
         can_chunk = self._decoder and has_plain_head(model) and not self._label_smoothing
         self._can_chunk = can_chunk and cfg.train.precision != "fp16" and self.train_on != "weights"
         if self.loss == "chunked" and not self._can_chunk:
