@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,8 @@ def time_packer(clock: Callable[[], float]) -> None:
     lengths = np.random.default_rng(0).lognormal(5, 0.8, 1_000_000).astype(np.int64).clip(4, 2048)
     for count in (20_000, 1_000_000):
         started = clock()
-        packs = best_fit_decreasing(lengths[:count], 2048)
+        rows, starts = best_fit_decreasing(lengths[:count], 2048)
+        packs = [rows[start:end] for start, end in pairwise(starts.tolist())]
         seconds = clock() - started
         bound = -(-int(lengths[:count].sum()) // 2048)
         print(

@@ -147,7 +147,7 @@ def _train(cfg, run_dir):  # type: ignore[no-untyped-def]
 
 
 def _import_uncollected() -> None:
-    """Import what a run needs without the garbage collector, which takes a fifth of a start and finds none."""
+    """Import what a run needs without the garbage collector, which finds nothing in a fifth of a start."""
     gc.disable()
     import ftcore.job
     import ftcore.loop

@@ -70,10 +70,14 @@ class Rows:
         """The example of the split (0-based) that each row was made of, int64."""
         return np.fromfile(self.directory / EXAMPLES, dtype="<i8")
 
+    def numbers(self, name: str) -> Array:
+        """One whole column of numbers, mapped into memory: int64 or float64."""
+        return self._data[name]
+
     def column(self, name: str) -> list[Any]:
         """One whole column, as plain Python values."""
         if self.columns[name] not in LISTS:
-            numbers: list[Any] = self._data[name].tolist()
+            numbers: list[Any] = self.numbers(name).tolist()
             return numbers
         return [self._value(name, i) for i in range(len(self))]
 

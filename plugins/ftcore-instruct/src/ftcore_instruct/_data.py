@@ -269,7 +269,7 @@ def _source(name: str, rows: Reader, one: Settings, cfg: Config, asked: bool = F
     source = Source(
         name=name,
         rows=rows,
-        kept=np.arange(len(rows)),
+        kept=np.arange(len(rows), dtype=np.int32),
         settings=one,
         columns=columns,
         form=form,

@@ -272,13 +272,14 @@ class EpochOrder:
         dry: Sequence[str],
         seed: int,
     ) -> None:
-        source, variant = np.asarray(rows.column("source")), np.asarray(rows.column("variant"))
-        order = np.lexsort((np.arange(len(source)), variant, source))
+        source, variant = rows.numbers("source"), rows.numbers("variant")
+        order = np.lexsort((variant, source))  # which is stable
         starts = np.flatnonzero(np.diff(source[order] * (variant.max() + 1) + variant[order], prepend=-1))
         self.names = list(names)
         self.seed = seed
-        self._forms: list[list[Ints]] = [[] for _ in quotas]  # of each source: its rows, form by form
-        for part in np.split(order, starts[1:]):
+        # Of each source: its rows, form by form.
+        self._forms: list[list[npt.NDArray[np.int32]]] = [[] for _ in quotas]
+        for part in np.split(order.astype(np.int32), starts[1:]):
             self._forms[int(source[part[0]])].append(part)
         self.quotas = []
         for name, share, count, forms, policy in zip(names, quotas, made, self._forms, dry, strict=True):
@@ -295,9 +296,9 @@ class EpochOrder:
         """Rows of an epoch, int64, always equally many; a row occurs twice where its source was repeated."""
         parts = [self._stream(i, epoch * q, q) for i, q in enumerate(self.quotas) if q]
         rng = np.random.default_rng(derive(self.seed, "mixture", epoch))
-        return np.concatenate(parts)[rng.permutation(self.rows_per_epoch)]
+        return np.concatenate(parts)[rng.permutation(self.rows_per_epoch)].astype(np.int64)
 
-    def _stream(self, source: int, start: int, count: int) -> Ints:
+    def _stream(self, source: int, start: int, count: int) -> npt.NDArray[np.int32]:
         """Places [start, +count) of a source's endless walk through its rows."""
         forms, parts, number = self._forms[source], [], 0
         while count:

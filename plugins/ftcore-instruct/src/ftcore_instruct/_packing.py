@@ -6,6 +6,7 @@ to the attention (`_attention`), and positions that start anew with each row.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,12 @@ from ftcore_instruct._loss import kept_positions
 
 __all__ = ["PackSampler", "best_fit_decreasing", "flatten", "padded"]
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.integer[Any]]
 IGNORED = -100
 TOKENS = ("input_ids", "labels", "weights")
 
 
-def best_fit_decreasing(lengths: Ints, capacity: int) -> list[Ints]:
+def best_fit_decreasing(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
     """Distribute rows over packs of at most `capacity` tokens, few of them.
 
     Best fit decreasing (Johnson, 1973): the longest row first, each into the fullest pack that has
@@ -35,7 +36,9 @@ def best_fit_decreasing(lengths: Ints, capacity: int) -> list[Ints]:
         lengths: tokens of each row, [rows], all in 1..capacity.
 
     Returns:
-        The indices of the rows in each pack, int64. Every row is in exactly one.
+        The indices of all rows, int32, pack by pack, and where each pack begins, int64 [packs + 1]: pack
+        i has the rows of places [starts[i], starts[i + 1]). (An array of its own for each pack would take
+        more memory than the rows.)
 
     Raises:
         ValueError: a row that is empty or longer than a pack.
@@ -46,8 +49,8 @@ def best_fit_decreasing(lengths: Ints, capacity: int) -> list[Ints]:
     by_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # packs, by tokens left
     bit = [1 << space for space in range(capacity + 1)]
     in_use, count = 0, 0
-    pack_of: list[int] = []
-    for length in lengths[order].tolist():
+    pack_of = array("i")
+    for length in map(int, lengths[order]):
         if fits := in_use >> length:
             space = length + (fits & -fits).bit_length() - 1
             packs = by_space[space]
@@ -60,10 +63,9 @@ def best_fit_decreasing(lengths: Ints, capacity: int) -> list[Ints]:
         if space := space - length:
             by_space[space].append(pack)
             in_use |= bit[space]
-    packed = np.asarray(pack_of, np.int64)
-    rows = order[np.argsort(packed, kind="stable")]
-    ends = np.cumsum(np.bincount(packed, minlength=count)).tolist()
-    return [rows[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=False)]
+    packed = np.asarray(pack_of)
+    rows = order[np.argsort(packed, kind="stable")].astype(np.int32)
+    return rows, np.append(0, np.cumsum(np.bincount(packed, minlength=count)))
 
 
 class PackSampler:
@@ -86,24 +88,24 @@ class PackSampler:
         self.lengths = lengths
         self.capacity = capacity
         self.seed = seed
-        packs = self._packs(0)
-        self.steps_per_epoch = -(-len(packs) // batch_size)
-        self._epoch = (0, packs)
+        self._epoch = 0, *self._packs(0)
+        self.steps_per_epoch = -(-len(self._epoch[3]) // batch_size)
 
     def __call__(self, epoch: int, step: int) -> list[Ints]:
         """The packs of a step, each the data-set rows of one."""
         if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._packs(epoch))
-        packs = self._epoch[1]
-        start, end = (len(packs) * s // self.steps_per_epoch for s in (step, step + 1))
-        return packs[start:end]
+            self._epoch = epoch, *self._packs(epoch)
+        _, rows, starts, packs = self._epoch
+        first, end = (len(packs) * s // self.steps_per_epoch for s in (step, step + 1))
+        return [rows[starts[i] : starts[i + 1]].astype(np.int64) for i in packs[first:end]]
 
-    def _packs(self, epoch: int) -> list[Ints]:
-        rows = self.order(epoch)
-        packs = best_fit_decreasing(self.lengths[rows], self.capacity)
+    def _packs(self, epoch: int) -> tuple[Ints, Ints, Ints]:
+        """The epoch's rows, pack by pack; where each pack begins; the packs in the order of training."""
+        rows = self.order(epoch).astype(np.int32)
+        members, starts = best_fit_decreasing(self.lengths[rows], self.capacity)
         # Best fit makes full packs first and of the longest rows: shuffled, steps are alike.
-        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(packs))
-        return [rows[packs[i]] for i in shuffled]
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(starts) - 1)
+        return rows[members], starts, shuffled
 
 
 def flatten(examples: Sequence[Mapping[str, Any]], decoder: bool) -> Batch:

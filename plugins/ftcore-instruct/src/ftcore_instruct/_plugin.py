@@ -167,7 +167,8 @@ class Instruct:
         self._table = _report.mixture(rows, order, [len(s.kept) for s in train.sources])
         if self.pack:
             sides = [rows.sizes(name) for name in ("input_ids", "labels")]
-            return PackSampler(order, np.maximum(*sides), cfg.data.max_length, batch_size, seed)
+            longer = np.maximum(*sides).astype(np.int32)
+            return PackSampler(order, longer, cfg.data.max_length, batch_size, seed)
         return LengthBuckets(rows.lengths, batch_size, seed, order=order)
 
     @hookimpl

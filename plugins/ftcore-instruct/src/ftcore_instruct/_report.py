@@ -21,12 +21,11 @@ SHOWN = 20  # sources; the file has all
 def mixture(rows: Rows, order: EpochOrder, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """For each source: its rows (`sizes`), those of an epoch and their share, tokens, and of the rows that
     were formatted how many are cut, and how many have each form."""
-    source = np.asarray(rows.column("source"))
-    cut = np.asarray(rows.column("cut"))
+    source, cut = rows.numbers("source"), rows.numbers("cut")
     made = np.bincount(source, minlength=len(order.names))
     tokens = np.bincount(source, weights=rows.lengths, minlength=len(order.names))
     truncated = np.bincount(source[cut > 0], minlength=len(order.names))
-    forms = {f: np.bincount(source, np.asarray(rows.column(f)), len(order.names)) for f in FORM}
+    forms = {f: np.bincount(source, rows.numbers(f), len(order.names)) for f in FORM}
     return [
         {
             "source": name,

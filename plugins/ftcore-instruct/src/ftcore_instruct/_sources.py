@@ -39,7 +39,7 @@ __all__ = [
     "spool",
 ]
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.integer[Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,31 +132,22 @@ class JsonLines:
                 ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + size + 1)
                 size += len(block)
         starts = np.concatenate(ends)
-        self._starts = starts[starts < size]
-        self._stops = np.append(self._starts[1:], size)
-        keep = ~self._blank()
-        self._starts, self._stops = self._starts[keep], self._stops[keep]
+        starts = starts[starts < size]
+        # Of the rows, and the end; blank lines, which are no rows, go with the row before.
+        self._bounds = np.append(starts[~_blank(path, starts)], size)
         self.fingerprint = digest.hexdigest()
-        if not len(self._starts):
+        if not len(self):
             raise UserError(f"{path} has no rows")
 
-    def _blank(self) -> npt.NDArray[np.bool_]:
-        """Which lines are white space alone: no rows."""
-        blank = np.zeros(len(self._starts), np.bool_)
-        if len(blank):
-            content = np.memmap(self.path, np.uint8, mode="r")
-            for i in np.flatnonzero(np.isin(content[self._starts], [9, 10, 13, 32])).tolist():
-                blank[i] = not content[self._starts[i] : self._stops[i]].tobytes().strip()
-        return blank
-
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._bounds) - 1
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         if self._file is None:
             self._file = self.path.open("rb")
-        self._file.seek(int(self._starts[index]))
-        line = self._file.read(int(self._stops[index] - self._starts[index]))
+        start, end = self._bounds[index : index + 2].tolist()
+        self._file.seek(start)
+        line = self._file.read(end - start)
         where = f"{self.path} row {index} (0-based)"
         try:
             row = json.loads(line)
@@ -176,6 +167,17 @@ class JsonLines:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _blank(path: Path, starts: Ints) -> npt.NDArray[np.bool_]:
+    """Which of a file's lines are white space alone."""
+    blank = np.zeros(len(starts), np.bool_)
+    if len(blank):
+        content = np.memmap(path, np.uint8, mode="r")
+        for i in np.flatnonzero(np.isin(content[starts], [9, 10, 13, 32])).tolist():
+            end = starts[i + 1] if i + 1 < len(starts) else len(content)
+            blank[i] = not content[starts[i] : end].tobytes().strip()
+    return blank
 
 
 def _check_surrogates(row: Mapping[str, Any], where: str) -> None:
