@@ -11,13 +11,15 @@ encoder-decoder, so with t5 the padded batches are the only peer. `--packer` tim
 rows of each pack made. `--tokenizing` compares making rows of prompts and of chats (rendering, labels, all)
 with the tokenizer's `encode_batch` of the same texts, and chats with transformers' `apply_chat_template` and
 its mask of the assistant's tokens, which TRL calls for each row. `--memory` opens a run on so many rows, up
-to the first step's packs, and tells the most memory that its process had, and how much it has of its own then
-(mapped files, which the system takes back at need, left out). `--cpu-time` counts the time of one thread,
-which others on the machine hardly change. `--gpu` is the same comparison in bf16 with models of 100 to 140
+to the first step's packs, and tells the most memory that its process had, how much it has of its own then
+(mapped files, which the system takes back at need, left out), and how much of that it holds (what was freed,
+and malloc keeps, left out). `--cpu-time` counts the time of one thread, which others on the machine hardly
+change. `--gpu` is the same comparison in bf16 with models of 100 to 140
 million parameters, 256 rows and packs of 4096 tokens, and tells the most memory that each variant had.
 """
 
 import argparse
+import ctypes
 import json
 import random
 import tempfile
@@ -310,6 +312,12 @@ def time_tokenizing(rounds: int, clock: Callable[[], float]) -> None:
     )
 
 
+def own_memory() -> float:
+    """MiB of this process that no file backs."""
+    status = dict(x.split(":", 1) for x in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1024
+
+
 def measure_memory(count: int) -> None:
     """In a process of its own: `count` prompts formatted, packed and a step's batch made; its peak memory."""
     import os
@@ -328,9 +336,13 @@ def measure_memory(count: int) -> None:
         sampler = job.hooks.build_sampler(job.prepared.splits["train"], 16, 0)
         sampler(0, 0)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        status = dict(x.split(":", 1) for x in Path("/proc/self/status").read_text().splitlines())
-        own = int(status["RssAnon"].split()[0]) / 1024
-        print(f"{count:>9} rows  peak {peak:,.0f} MiB, its own {own:,.0f} MiB", end="  ")
+        own = own_memory()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        held = own_memory()
+        print(
+            f"{count:>9} rows  peak {peak:,.0f} MiB, its own {own:,.0f} MiB, of which held {held:,.0f}",
+            end="  ",
+        )
         print(f"{time.perf_counter() - started:.0f} s", flush=True)
         sys.stdout.flush()
         os._exit(0)
