@@ -149,12 +149,13 @@ def _train(cfg, run_dir):  # type: ignore[no-untyped-def]
 def _import_uncollected() -> None:
     """Import what a run needs without the garbage collector, which finds nothing in a fifth of a start."""
     gc.disable()
-    import ftcore.job
-    import ftcore.loop
-    import ftcore.run  # noqa: F401
-
-    gc.freeze()
-    gc.enable()
+    try:
+        import ftcore.job
+        import ftcore.loop
+        import ftcore.run  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _command(name: str, arguments: list[str]) -> int:

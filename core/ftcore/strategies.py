@@ -93,6 +93,7 @@ class Single:
         self.rank, self.world_size, self.local_rank = 0, 1, 0
         self.device = _device(getattr(cfg.trainer, "device", None), 0)
         self.pretrained: dict[str, Tensor] = {}  # this rank's part, by name; where a plugin needs it
+        self.lr_scales: dict[str, float] = {}  # by name
 
     def prepare(self, model: torch.nn.Module, build_optimizer: OptimizerBuilder) -> None:
         """Take the model (fp32, CPU) and build its optimiser."""
@@ -150,7 +151,7 @@ class Single:
                 offset=start,
                 value=param.detach().view(-1)[start:stop],
                 grad=None if param.grad is None else param.grad.view(-1)[start:stop],
-                lr_scale=self.lr_scales[name],
+                lr_scale=self.lr_scales.get(name, 1.0),
                 pretrained=self.pretrained.get(name),
             )
             for name, param in self.params.items()

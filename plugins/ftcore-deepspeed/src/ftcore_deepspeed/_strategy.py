@@ -113,7 +113,7 @@ class ZeRO(DDP):
                 offset=part.offset,
                 value=part.of(part.flat),
                 grad=grads[name],
-                lr_scale=self.lr_scales[name],
+                lr_scale=self.lr_scales.get(name, 1.0),
                 pretrained=self.pretrained.get(name),
             )
             for name, part in self.slices.parts.items()
