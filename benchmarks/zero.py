@@ -36,7 +36,7 @@ def model_folder(folder: Path) -> Path:
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         intermediate_size=4 * HIDDEN,
-        num_labels=2,
+        id2label=dict(enumerate(sorted(LABELS))),  # those of the data, so that the head is kept
     )
     BertForSequenceClassification(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
