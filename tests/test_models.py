@@ -1,6 +1,8 @@
 """Models: dropout that is really off, new tokens, heads drawn from the seed, and what can't be loaded."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,3 +261,21 @@ def test_rows_longer_than_learned_positions_are_refused() -> None:
     with pytest.raises(UserError, match=rf"{most + 1} tokens, but the model has {most} positions"):
         check_positions(model, {"train": most, "test": most + 1})
     check_positions(load("ftcore:tiny_llama", "causal_lm"), {"train": 10**6})
+
+
+SAVE = """
+import sys, transformers
+from ftcore import models, tiny
+model = transformers.AutoModelForCausalLM.from_config(tiny.config("tiny_llama"))
+models.save(model, sys.argv[1])
+print("deepspeed" in sys.modules)
+"""
+
+
+def test_saving_does_not_import_deepspeed(tmp_path: Path) -> None:
+    """transformers would, where it is installed, to ask whether it wraps the model: seconds, and a warning."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SAVE, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "False\n"
+    assert (tmp_path / "model.safetensors").is_file()

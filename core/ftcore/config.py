@@ -339,7 +339,10 @@ def validate(cfg: Config) -> None:
 
 
 def _check(cfg: Config, key: str, must: str, holds: Callable[[Any], bool]) -> None:
-    """Refuse a key's value, where the key is: sources of data and plugins' trainers have others."""
+    """Refuse a key's value, where the key is: sources of data and plugins' trainers have others.
+
+    What follows a space in `key` explains it to the user.
+    """
     node: Any = cfg
     *groups, name = key.partition(" ")[0].split(".")
     for group in groups:

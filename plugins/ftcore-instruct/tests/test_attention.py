@@ -198,18 +198,29 @@ def test_a_model_that_sees_across_rows_is_caught() -> None:
         check_packing(model, lambda made: flatten(made, True))
 
 
-@pytest.mark.parametrize("window", [None, 64])
+KINDS: list[dict[str, Any]] = [{}, {"window": 64}, {"cross": True}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rounding_in_half_precision_is_allowed(dtype: torch.dtype, window: int | None) -> None:
+def test_rounding_in_half_precision_is_allowed(dtype: torch.dtype, kind: dict[str, Any]) -> None:
     """What a GPU's flash attention is held to is met by the loop itself in half precision."""
-    check_flash(torch.device("cpu"), dtype, window)
+    check_flash(torch.device("cpu"), dtype, **kind)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", ["sees its neighbour", "another scale", "gradient is lost"])
-def test_flash_attention_that_is_wrong_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attention_that_is_wrong_is_caught(
+    fault: str, kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wrong(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
         if query.dtype == torch.bfloat16 and fault == "sees its neighbour":
-            options["segments"] = Segments(Lengths.of((68, 130), query.device))  # the first two as one
+            joined = [  # the first two as one
+                Lengths.of((x.sizes[0] + x.sizes[1], x.sizes[2]), query.device)
+                for x in (options["segments"].source, options["segments"].target)
+                if x is not None
+            ]
+            options["segments"] = Segments(*joined)
         if query.dtype == torch.bfloat16 and fault == "another scale":
             options["scaling"] = 0.25
         if query.dtype == torch.bfloat16 and fault == "gradient is lost":
@@ -220,7 +231,7 @@ def test_flash_attention_that_is_wrong_is_caught(fault: str, monkeypatch: pytest
     with pytest.raises(
         UserError, match=r"off by \S+ in torch.bfloat16 on cpu .*plugin\.instruct\.pack=false"
     ):
-        check_flash(torch.device("cpu"), torch.bfloat16)
+        check_flash(torch.device("cpu"), torch.bfloat16, **kind)
 
 
 @pytest.mark.gpu

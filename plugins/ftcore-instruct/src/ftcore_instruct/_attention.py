@@ -91,13 +91,10 @@ def segment_attention(
         [1, queries, heads, dim], and no weights.
     """
     if segments is None:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         more = {} if position_bias is None else {"position_bias": position_bias}
-        answer: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        return _ordinary(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more, **kwargs
         )
-        return answer
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise ValueError("attention with a soft-cap or sinks")
     queries, keys = segments.of(module)
@@ -130,6 +127,13 @@ def segment_attention(
         )
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _ordinary(*inputs: Any, **options: Any) -> tuple[Tensor, None]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    answer: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](*inputs, **options)
+    return answer
 
 
 def _cuts(sliding_window: int | None, length: int) -> bool:
@@ -308,18 +312,29 @@ def check_packing(model: Any, flat: Callable[[list[Any]], Batch]) -> None:
         raise _refuse(model, f"logits of packed rows are off by {off:.1e}: rows see each other")
 
 
-def check_flash(device: torch.device, dtype: torch.dtype, window: int | None = None) -> None:
+def check_flash(
+    device: torch.device, dtype: torch.dtype, *, window: int | None = None, cross: bool = False
+) -> None:
     """Compare varlen flash attention in `dtype` with the loop in fp32, outputs and gradients, on this device.
+
+    Args:
+        window: as `sliding_window` of `segment_attention`.
+        cross: of a decoder's rows to those of an encoder, which have other lengths; else causal, in one row.
 
     Raises:
         UserError: they differ by more than rounding, with the largest difference.
     """
-    module, sizes = torch.nn.Module(), (65, 3, 130)
+    sizes = (65, 3, 130)
+    asking = (20, 7, 90) if cross else sizes
+    module: Any = torch.nn.Module()
+    module.is_decoder, module.is_causal = cross, not cross
     drawn = torch.Generator().manual_seed(0)
-    heads = [torch.randn(1, n, sum(sizes), 64, generator=drawn).to(device) for n in (4, 2, 2)]
-    segments, results = Segments(Lengths.of(sizes, device)), []
+    shapes = [(1, 4, sum(asking), 64), *[(1, 2, sum(sizes), 64)] * 2]
+    drawings = [torch.randn(shape, generator=drawn).to(device) for shape in shapes]
+    segments = Segments(Lengths.of(sizes, device), Lengths.of(asking, device) if cross else None)
+    results = []
     for kind in (torch.float32, dtype):
-        query, key, value = inputs = [x.to(kind, copy=True).requires_grad_(True) for x in heads]
+        query, key, value = inputs = [x.to(kind, copy=True).requires_grad_(True) for x in drawings]
         out, _ = segment_attention(
             module, query, key, value, None, segments=segments, scaling=0.125, sliding_window=window
         )

@@ -184,7 +184,10 @@ class Instruct:
             raise UserError(self._splits.no_floor)
         _report.show(self._table, self._splits.overlap, state.run_dir)
         if self.pack and state.device.type == "cuda" and self._precision in DTYPES:
-            check_flash(state.device, DTYPES[self._precision])
+            config = base_model(state.model).config.get_text_config()
+            has_windows = getattr(config, "sliding_window", None) is not None
+            for window in (None, 64) if has_windows else (None,):
+                check_flash(state.device, DTYPES[self._precision], window=window, cross=not self._decoder)
 
     # Training.
 

@@ -147,7 +147,7 @@ class JsonLines:
             self._file = self.path.open("rb")
         start, end = self._bounds[index : index + 2].tolist()
         self._file.seek(start)
-        line = self._file.read(end - start)
+        line = self._file.read(end - start).strip()
         where = f"{self.path} row {index} (0-based)"
         try:
             row = json.loads(line)
