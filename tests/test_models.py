@@ -273,7 +273,7 @@ print("deepspeed" in sys.modules)
 
 
 def test_saving_does_not_import_deepspeed(tmp_path: Path) -> None:
-    """transformers would, where it is installed, to ask whether it wraps the model: seconds, and a warning."""
+    """transformers would, to ask whether it wraps the model: seconds, and a warning."""
     ended = subprocess.run(
         [sys.executable, "-c", SAVE, str(tmp_path)], capture_output=True, text=True, check=True
     )
